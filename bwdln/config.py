@@ -1,0 +1,126 @@
+"""The configuration of a run: frozen, validated, free of Hydra.
+
+Every field says in its metadata what a change of it means. *Static* changes the compiled program
+(shapes, kinds); *traced* is a number the same program takes as input, so configurations that
+differ only there can be lanes of one program; *host* matters only outside of compiled code.
+Inside a `Choice`, floats are traced and everything else is static (`split`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from bwdln.errors import check, nearest, within
+from bwdln.registry import Choice, convert
+
+
+def static(default: Any = dataclasses.MISSING) -> Any:
+    """A field whose change needs another program."""
+    return field(default=default, metadata={"role": "static"})
+
+
+def traced(default: Any = dataclasses.MISSING) -> Any:
+    """A field that is an input of the program."""
+    return field(default=default, metadata={"role": "traced"})
+
+
+def host(default: Any = dataclasses.MISSING) -> Any:
+    """A field that compiled code never sees."""
+    return field(default=default, metadata={"role": "host"})
+
+
+@dataclass(frozen=True)
+class Network:
+    """The widths of the network; `networks.widths` says how they follow from these."""
+
+    profile: Literal["constant", "linear", "random"] = static("constant")
+    depth: int | None = static(None)
+    hidden_width: int | None = static(None)
+    latent_dim: int | None = static(None)
+    bottleneck: int | None = static(None)
+    widths: tuple[int, ...] | None = static(None)
+    seed: int = static(0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """When the run is looked at: at the start and at `count` times after it."""
+
+    count: int = host(100)
+    spacing: Literal["linear", "logarithmic"] = host("linear")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One job: a target, a network, a start, a loss, a dynamics, and `seeds` lanes of it."""
+
+    target: Choice = traced()
+    network: Network = static()
+    initialization: Choice = traced()
+    loss: Choice = static()
+    dynamics: Choice = static()
+    record: Record = host(Record())
+    seeds: int = traced(16)
+    seed: int = traced(0)
+    precision: Literal["float64", "float32"] = static("float64")
+    plugins: tuple[str, ...] = host(())
+
+    def __post_init__(self) -> None:
+        check(self.seeds >= 1, "seeds", self.seeds, "an integer from 1")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
+        check(self.record.count >= 1, "record.count", self.record.count, "an integer from 1")
+
+    def mapping(self) -> dict[str, Any]:
+        """The configuration as plain nested mappings; `from_mapping` reads it back."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Choice):
+                return value.mapping()
+            if dataclasses.is_dataclass(value):
+                return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return list(value) if isinstance(value, tuple) else value
+
+        return plain(self)  # type: ignore[no-any-return]
+
+    def json(self) -> str:
+        """The configuration as JSON, with sorted keys."""
+        return json.dumps(self.mapping(), sort_keys=True)
+
+
+def from_mapping(mapping: Mapping[str, Any], kind: type = Config) -> Any:
+    """A `Config` (or one of its parts) from nested mappings, such as a composed YAML file.
+
+    Raises `InvalidOption` for an unknown or missing option and for a value of the wrong type.
+    """
+    hints = get_type_hints(kind)
+    fields = {each.name: each for each in dataclasses.fields(kind)}
+    for name, value in mapping.items():
+        check(name in fields, str(name), value, nearest(str(name), fields))
+    values: dict[str, Any] = {}
+    for name, each in fields.items():
+        if name not in mapping:
+            missing = each.default is dataclasses.MISSING
+            check(not missing, name, "nothing", "a value: it has no default")
+        elif dataclasses.is_dataclass(hints[name]) and hints[name] is not Choice:
+            with within(name):
+                values[name] = from_mapping(mapping[name], hints[name])
+        elif hints[name] is Choice:
+            with within(name):
+                values[name] = Choice.of(mapping[name])
+        else:
+            values[name] = convert(name, mapping[name], hints[name])
+    return kind(**values)
+
+
+def split(choice: Choice) -> tuple[Choice, dict[str, float]]:
+    """The static part of a choice, and its traced numbers by name.
+
+    A float that is exactly 0 stays static: without a perturbation, say, a loss needs less work.
+    """
+    numbers = {name: value for name, value in choice.options if isinstance(value, float) and value}
+    rest = tuple(pair for pair in choice.options if pair[0] not in numbers)
+    return Choice(choice.name, rest), numbers

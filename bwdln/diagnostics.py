@@ -1,0 +1,76 @@
+"""What a record holds: pure functions of one iterate, all of the same weights."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from bwdln import networks
+from bwdln.linalg import numerical_rank, safe_divide, safe_sqrt
+from bwdln.losses import Loss, bures_wasserstein, layer_gradients
+from bwdln.networks import Packed
+from bwdln.targets import Target
+from bwdln.types import Array, Scalar
+
+
+def record(weights: Packed, target: Target, loss: Loss) -> dict[str, Array]:
+    """Everything that is recorded of one iterate (docs/theory.md §7), by name.
+
+    `weights` and `target` are in the eigenbasis of the target; k is the bottleneck. Scalars: `loss`,
+    `gap`, `relative_gap` (gap / tr Σ₀), `gradient_norm` (over all layers), `rank`, `effective_rank`,
+    `covariance_distance` ‖Σ_W + τ I − Σ₀‖_F, and the Bures-Wasserstein and Frobenius distances of
+    Σ_W to the loss's minimizer. `imbalance` has N − 1 entries; `singular_values`, `alignment`
+    |u_i · ω_i| and `eigenvalue_error` s_i² + τ − λ_i have k.
+    """
+    layers = networks.unpack(weights)
+    generator = networks.reduced(layers)
+    count = min(generator.shape)
+    left, singular, _ = jnp.linalg.svd(generator, full_matrices=False)
+    gap = loss.gap(generator, target, count)
+    shifted = singular**2 + jnp.asarray(loss.perturbation, singular.dtype)
+    values = {
+        "loss": loss.value(generator, target),
+        "gap": gap,
+        "relative_gap": gap / jnp.sum(target.eigenvalues),
+        "gradient_norm": _norm(layer_gradients(loss, weights, target)),
+        "rank": numerical_rank(singular),
+        "effective_rank": effective_rank(singular),
+        "imbalance": networks.imbalance(layers),
+        "singular_values": singular,
+        "alignment": jnp.abs(jnp.diagonal(left)),
+        "eigenvalue_error": shifted - target.eigenvalues[:count],
+    }
+    return values | _distances(generator, target, loss)
+
+
+def cosines(weights: Packed) -> Float[Array, "k n"]:
+    """|u_i · ω_j| between the left singular vectors of the generator and the eigenvectors."""
+    left, _, _ = jnp.linalg.svd(networks.reduced(networks.unpack(weights)), full_matrices=False)
+    return jnp.abs(left.T)
+
+
+def effective_rank(singular_values: Float[Array, "k"]) -> Scalar:
+    """The exponential of the entropy of the singular values divided by their sum; 0 for none."""
+    shares = safe_divide(singular_values, jnp.sum(singular_values))
+    logarithms = jnp.log(jnp.where(shares > 0, shares, 1))
+    return jnp.where(jnp.any(shares > 0), jnp.exp(-jnp.sum(shares * logarithms)), 0)
+
+
+def _distances(generator: Array, target: Target, loss: Loss) -> dict[str, Array]:
+    """Distances of covariances: to the target, and to the minimizer in two metrics."""
+    covariance = generator @ generator.T
+    optimum = loss.minimizer(target, min(generator.shape))
+    nearest = Target(jnp.diagonal(optimum), None)
+    shift = jnp.asarray(loss.perturbation, covariance.dtype) * jnp.eye(len(covariance), dtype=covariance.dtype)
+    return {
+        "covariance_distance": jnp.linalg.norm(covariance + shift - jnp.diag(target.eigenvalues)),
+        "optimum_distance_bures_wasserstein": safe_sqrt(
+            bures_wasserstein().value(generator, nearest)
+        ),
+        "optimum_distance_frobenius": jnp.linalg.norm(covariance - optimum),
+    }
+
+
+def _norm(weights: Packed) -> Scalar:
+    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(weights)])))

@@ -1,0 +1,6 @@
+"""How weights move: one protocol, one loop, and the methods behind them.
+
+Importing the package registers every method in `base.DYNAMICS`.
+"""
+
+from bwdln.dynamics import gradient_descent as gradient_descent

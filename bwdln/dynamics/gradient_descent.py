@@ -1,0 +1,172 @@
+"""Gradient descent on all layers at once, by any optimizer of optax (docs/theory.md §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+import optax.contrib
+
+from bwdln.dynamics.base import DYNAMICS, Dynamics
+from bwdln.errors import check
+from bwdln.networks import Packed
+from bwdln.registry import Choice, Registry
+from bwdln.types import Array, Scalar
+
+#: Name -> function (learning_rate, *, options) -> optax.GradientTransformation.
+OPTIMIZERS = Registry("optimizer")
+#: Name -> function (steps, *, options) -> schedule: the factor on the step size at a step count.
+SCHEDULES = Registry("schedule")
+
+Schedule = Callable[[Array], Scalar]
+
+
+@DYNAMICS.register("gradient_descent")
+def gradient_descent(
+    layer_gradients: Callable[[Packed], Packed],
+    *,
+    step_size: float,
+    steps: int,
+    gap_tolerance: float | None = None,
+    optimizer: Choice = Choice("descent"),
+    schedule: Choice = Choice("constant"),
+) -> Dynamics:
+    """W_j ← W_j − η ∂L/∂W_j, or what the optimizer makes of these gradients.
+
+    `step_size` η may be traced; the schedule multiplies it. Flow time advances by the step size of
+    the step, with every optimizer, so that descent and flow share an axis.
+
+    Raises `InvalidOption` for a step size ≤ 0, steps < 1 or a negative tolerance.
+    """
+    positive = not isinstance(step_size, int | float) or 0 < step_size < float("inf")
+    check(positive, "step_size", step_size, "a number above 0")
+    check(steps >= 1, "steps", steps, "an integer from 1")
+    plain = isinstance(gap_tolerance, int | float)
+    check(not plain or gap_tolerance >= 0, "gap_tolerance", gap_tolerance, "null or a number from 0")
+    factor: Schedule = SCHEDULES.build(schedule, steps)
+
+    def transformation(learning_rate: Scalar) -> optax.GradientTransformation:
+        return OPTIMIZERS.build(optimizer, learning_rate)
+
+    def step(weights: Packed, memory: Any, count: Array) -> tuple[Packed, Any, Scalar]:
+        size = step_size * factor(count)
+        gradients = layer_gradients(weights)
+        updates, memory = transformation(size).update(gradients, memory, weights)
+        return optax.apply_updates(weights, updates), memory, size
+
+    return Dynamics(transformation(step_size).init, step, steps, gap_tolerance)
+
+
+# --- optimizers -----------------------------------------------------------------------------------
+
+
+@OPTIMIZERS.register("descent")
+def descent(learning_rate: Scalar) -> optax.GradientTransformation:
+    """Plain gradient descent."""
+    return optax.sgd(learning_rate)
+
+
+@OPTIMIZERS.register("momentum")
+def momentum(learning_rate: Scalar, *, decay: float = 0.9) -> optax.GradientTransformation:
+    """Heavy-ball momentum: the update is the sum of past gradients, weighted by powers of `decay`."""
+    _check_fraction("decay", decay)
+    return optax.sgd(learning_rate, momentum=decay)
+
+
+@OPTIMIZERS.register("nesterov")
+def nesterov(learning_rate: Scalar, *, decay: float = 0.9) -> optax.GradientTransformation:
+    """Nesterov's accelerated gradient with constant momentum `decay`."""
+    _check_fraction("decay", decay)
+    return optax.sgd(learning_rate, momentum=decay, nesterov=True)
+
+
+@OPTIMIZERS.register("adam")
+def adam(
+    learning_rate: Scalar, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Adam, with decay `b1` of the first moment and `b2` of the second."""
+    _check_fraction("b1", b1)
+    _check_fraction("b2", b2)
+    _check_positive("eps", eps)
+    return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+
+
+@OPTIMIZERS.register("rmsprop")
+def rmsprop(
+    learning_rate: Scalar, *, decay: float = 0.9, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """RMSprop: gradients divided by the root of their decaying mean square."""
+    _check_fraction("decay", decay)
+    _check_positive("eps", eps)
+    return optax.rmsprop(learning_rate, decay=decay, eps=eps)
+
+
+@OPTIMIZERS.register("muon")
+def muon(
+    learning_rate: Scalar, *, beta: float = 0.95, nesterov: bool = True
+) -> optax.GradientTransformation:
+    """Muon: momentum whose matrix is brought close to its polar factor by Newton-Schulz steps."""
+    _check_fraction("beta", beta)
+    matrix = optax.contrib.MuonDimensionNumbers()
+    stacked = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+
+    def axes(weights: Packed) -> Packed:
+        kinds = [[stacked if b.ndim == 3 else matrix for b in blocks] for blocks in weights]
+        return Packed(*map(tuple, kinds))
+
+    return optax.contrib.muon(
+        learning_rate, beta=beta, nesterov=nesterov, muon_weight_dimension_numbers=axes
+    )
+
+
+def _check_fraction(option: str, value: float) -> None:
+    check(0 <= value < 1, option, value, "a number from 0 to below 1")
+
+
+def _check_positive(option: str, value: float) -> None:
+    check(0 < value < float("inf"), option, value, "a number above 0")
+
+
+# --- schedules ------------------------------------------------------------------------------------
+
+
+@SCHEDULES.register("constant")
+def constant(steps: int) -> Schedule:
+    """The step size as given, at every step."""
+    return lambda count: 1.0
+
+
+@SCHEDULES.register("cosine")
+def cosine(steps: int, *, final_fraction: float = 0.0) -> Schedule:
+    """From 1 down to `final_fraction` along half a cosine, over the whole run."""
+    _check_final(final_fraction)
+    return optax.cosine_decay_schedule(1.0, steps, alpha=final_fraction)
+
+
+@SCHEDULES.register("linear")
+def linear(steps: int, *, final_fraction: float = 0.0) -> Schedule:
+    """From 1 down to `final_fraction` along a straight line, over the whole run."""
+    _check_final(final_fraction)
+    return optax.linear_schedule(1.0, final_fraction, steps)
+
+
+@SCHEDULES.register("exponential")
+def exponential(steps: int, *, final_fraction: float = 0.01) -> Schedule:
+    """From 1 down to `final_fraction` by the same factor at every step, over the whole run."""
+    check(0 < final_fraction <= 1, "final_fraction", final_fraction, "a number in (0, 1]")
+    return optax.exponential_decay(1.0, steps, final_fraction)
+
+
+@SCHEDULES.register("warmup_cosine")
+def warmup_cosine(
+    steps: int, *, warmup_steps: int = 100, final_fraction: float = 0.0
+) -> Schedule:
+    """From 0 up to 1 in `warmup_steps` along a line, then down as `cosine` over the rest."""
+    _check_final(final_fraction)
+    check(0 <= warmup_steps < steps, "warmup_steps", warmup_steps, f"an integer from 0 below {steps}")
+    return optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps, steps, final_fraction)
+
+
+def _check_final(value: float) -> None:
+    check(0 <= value <= 1, "final_fraction", value, "a number from 0 to 1")

@@ -1,0 +1,45 @@
+"""Bad input, said in one line: the option, what it got and what it takes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class InvalidOption(ValueError):
+    """An option has a value it does not take.
+
+    `option` is the option's name as its user types it. A function raises it with the name of its
+    own parameter, and `within` puts the name of the configuration group in front: `rank` raised
+    by a target becomes `target.rank`.
+    """
+
+    def __init__(self, option: str, got: Any, takes: str) -> None:
+        self.option, self.got, self.takes = option, got, takes
+        super().__init__(f"{option}: got {got}; takes {takes}")
+
+
+@contextmanager
+def within(group: str) -> Iterator[None]:
+    """Name the options of every `InvalidOption` raised inside as members of `group`."""
+    try:
+        yield
+    except InvalidOption as error:
+        raise InvalidOption(f"{group}.{error.option}", error.got, error.takes) from error
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The valid names, the ones most like `name` first, for the end of a message."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    rest = [each for each in names if each not in close]
+    hint = f"did you mean {' or '.join(close)}? all: " if close else ""
+    return f"one of {hint}{', '.join([*close, *rest])}"
+
+
+def check(condition: bool, option: str, got: Any, takes: str) -> None:
+    """Raise `InvalidOption` unless `condition` holds."""
+    if not condition:
+        raise InvalidOption(option, got, takes)

@@ -1,0 +1,265 @@
+"""Losses between the generated Gaussian N(0, W Wᵀ) and the target N(0, Σ₀), in function space.
+
+A loss is a `Loss`: a tuple of pure functions of the generator W (n, m) and a `Target`. It depends
+on W only through W Wᵀ. Inside, everything happens in the eigenbasis of the target, where the root
+of Σ₀ is the vector r = √λ (docs/theory.md §1); a target without eigenvectors already is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from bwdln import networks
+from bwdln.errors import check
+from bwdln.linalg import nuclear_norm, polar_factor, safe_divide, safe_sqrt
+from bwdln.registry import Registry
+from bwdln.targets import Target
+from bwdln.types import Array, Covariance, EndToEnd, Scalar, Spectrum, Weights
+
+LOSSES = Registry("loss")
+
+
+class Loss(NamedTuple):
+    """A loss of W Wᵀ against a target, all functions pure, in data coordinates, traceable.
+
+    `value(W, target)`: the loss. Differentiable by `jax.grad` and `jax.hessian`.
+    `gradient(W, target)`: ∇L(W), shape (n, m).
+    `value_and_gradient(W, target)`: both.
+    `gap(W, target, rank)`: value minus the minimum over generators of that rank (a static integer,
+    at most min(n, m)), as a sum of non-negative terms: never negative, no cancellation.
+    `minimum(target, rank)`: the smallest value at that rank.
+    `minimizer(target, rank)`: the covariance W Wᵀ that attains it, shape (n, n); it has the
+    eigenvectors of the target.
+    `perturbation`: the multiple of the identity that the loss adds to W Wᵀ, τ in our notation.
+    """
+
+    value: Callable[[EndToEnd, Target], Scalar]
+    gradient: Callable[[EndToEnd, Target], EndToEnd]
+    value_and_gradient: Callable[[EndToEnd, Target], tuple[Scalar, EndToEnd]]
+    gap: Callable[[EndToEnd, Target, int], Scalar]
+    minimum: Callable[[Target, int], Scalar]
+    minimizer: Callable[[Target, int], Covariance]
+    perturbation: Scalar = 0.0
+
+
+def deep_value(loss: Loss, weights: Weights, target: Target) -> Scalar:
+    """The loss of the network's product, L(W_N ⋯ W_1): differentiable in the layers (§2)."""
+    return loss.value(networks.end_to_end(weights), target)
+
+
+def layer_gradients(loss: Loss, weights: networks.Packed, target: Target) -> networks.Packed:
+    """∂L(W_N ⋯ W_1)/∂W_j for all layers, by prefix and suffix products, one pass each way (§2)."""
+    return networks.pull_back(weights, lambda generator: loss.gradient(generator, target))
+
+
+# --- Bures-Wasserstein ----------------------------------------------------------------------------
+
+
+@LOSSES.register("bures_wasserstein")
+def bures_wasserstein(tau: float = 0.0) -> Loss:
+    """Squared Bures-Wasserstein distance between W Wᵀ + τ I and Σ₀ (docs/theory.md §2).
+
+    `tau` ≥ 0 is the perturbation τ; it may be traced, and 0 is allowed there too. When it is
+    the plain number 0 the work shrinks to the k × k problem. At τ = 0 the loss has a kink where
+    Σ₀^{1/2} W loses rank; `gradient` is the element of least norm there.
+
+    Raises `InvalidOption` for a plain number that is negative, infinite or not a number.
+    """
+    known = isinstance(tau, int | float | np.number)
+    check(not known or (tau >= 0 and np.isfinite(tau)), "tau", tau, "a number from 0")
+
+    def shift(like: Array) -> Array | None:
+        return None if known and tau == 0 else jnp.asarray(tau, like.dtype)
+
+    def value(generator: EndToEnd, target: Target) -> Scalar:
+        return _bures_value(target.to_eigenbasis(generator), target.eigenvalues, shift(generator))
+
+    def gradient(generator: EndToEnd, target: Target) -> EndToEnd:
+        modes = target.to_eigenbasis(generator)
+        root = safe_sqrt(target.eigenvalues)[:, None]
+        factor = polar_factor(_overlap(modes, root, shift(generator)))[:, : modes.shape[1]]
+        return target.from_eigenbasis(2 * (modes - root * factor))
+
+    def gap(generator: EndToEnd, target: Target, rank: int) -> Scalar:
+        modes = target.to_eigenbasis(generator)
+        return _bures_gap(modes, target.eigenvalues, shift(generator), rank)
+
+    def minimum(target: Target, rank: int) -> Scalar:
+        return _bures_minimum(target.eigenvalues, shift(target.eigenvalues), rank)
+
+    def minimizer(target: Target, rank: int) -> Covariance:
+        learnt = _leading(target.eigenvalues, rank)
+        return _from_spectrum(target, jnp.maximum(learnt - tau, 0))
+
+    return Loss(value, gradient, _both(value, gradient), gap, minimum, minimizer, tau)
+
+
+def _overlap(modes: EndToEnd, root: Array, tau: Array | None) -> Array:
+    """The matrix A with A Aᵀ = R (W Wᵀ + τ I) R: R W, beside it √τ R where τ may be positive.
+
+    With Q its polar factor, the optimal transport map T satisfies T W = R Q₁, Q₁ its first m
+    columns, so that ∇L = 2 (I − T) W = 2 (W − R Q₁) at every τ ≥ 0 and at every rank.
+    """
+    if tau is None:
+        return root * modes
+    return jnp.concatenate([root * modes, safe_sqrt(tau) * jnp.diag(root[:, 0])], axis=1)
+
+
+@jax.custom_jvp
+def _bures_value(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> Scalar:
+    """The loss in the eigenbasis as minimum + gap, which does not cancel near the optimum."""
+    rank = min(modes.shape)
+    return _bures_minimum(eigenvalues, tau, rank) + _bures_gap(modes, eigenvalues, tau, rank)
+
+
+@_bures_value.defjvp
+def _bures_value_jvp(
+    primals: tuple[Array, Array, Array | None], tangents: tuple[Array, Array, Array | None]
+) -> tuple[Array, Array]:
+    """The derivative is that of the usual form, whose nuclear norm has the rule of §9."""
+    return _bures_value(*primals), jax.jvp(_usual_form, primals, tangents)[1]
+
+
+def _usual_form(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> Scalar:
+    """tr Σ_τ + tr Σ₀ − 2 ‖A‖_*: right, but it loses all digits near the optimum."""
+    traces = jnp.sum(modes**2) + jnp.sum(eigenvalues) + (0 if tau is None else len(modes) * tau)
+    return traces - 2 * nuclear_norm(_overlap(modes, safe_sqrt(eigenvalues)[:, None], tau))
+
+
+def _bures_minimum(eigenvalues: Spectrum, tau: Array | None, rank: int) -> Scalar:
+    """Σ (√λ_i − √τ)² over the modes that are not learnt (§3)."""
+    threshold = 0 if tau is None else tau
+    learnt = _leading(eigenvalues, rank) > threshold
+    left_over = (safe_sqrt(eigenvalues) - safe_sqrt(jnp.asarray(threshold))) ** 2
+    return jnp.sum(jnp.where(learnt, 0, left_over))
+
+
+def _bures_gap(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, rank: int) -> Scalar:
+    """The gap as the sum of non-negative terms of §9.
+
+    `left` (U) and `nearest` (Z) are orthogonal; `scale` (μ) are the roots of the eigenvalues of
+    W Wᵀ + τ I. At τ = 0 only the first `rank` columns of diag(r) U diag(μ) are non-zero.
+    """
+    left, singular = _left_singular(modes, rank)
+    root = safe_sqrt(eigenvalues)
+    scale = singular if tau is None else jnp.sqrt(singular**2 + tau)
+    columns = rank if tau is None else len(root)
+    nearest = _completed_polar_factor(root[:, None] * left[:, :columns] * scale[None, :columns])
+    distances = jnp.sum(root[:, None] * scale[None, :] * (left - nearest) ** 2)
+    deficits = _ordering_deficit(left, root, scale) + _ordering_deficit(nearest, root, scale)
+    return _mode_gaps(singular, scale, root, tau, rank) + distances + deficits
+
+
+def _mode_gaps(singular: Array, scale: Array, root: Array, tau: Array | None, rank: int) -> Scalar:
+    """Σ g_i over the first `rank` modes: (μ − r)² where λ > τ, else what s > 0 costs there."""
+    known = (scale - root) ** 2
+    if tau is not None:
+        floor = safe_sqrt(tau)
+        unlearnt = safe_divide(singular**2 * (scale + floor - 2 * root), scale + floor)
+        known = jnp.where(root > floor, known, unlearnt)
+    return jnp.sum(known[:rank])
+
+
+def _completed_polar_factor(matrix: Float[Array, "n c"]) -> Float[Array, "n n"]:
+    """An orthogonal matrix whose first c columns are a polar factor of `matrix`."""
+    left, _, right = jnp.linalg.svd(matrix, full_matrices=True)
+    count = matrix.shape[1]
+    return jnp.concatenate([left[:, :count] @ right, left[:, count:]], axis=1)
+
+
+# --- Frobenius ------------------------------------------------------------------------------------
+
+
+@LOSSES.register("frobenius")
+def frobenius() -> Loss:
+    """The comparison of the paper, ‖W Wᵀ − Σ₀‖_F² (docs/theory.md §2). It takes no τ."""
+
+    def value(generator: EndToEnd, target: Target) -> Scalar:
+        modes = target.to_eigenbasis(generator)
+        return jnp.sum((modes @ modes.T - jnp.diag(target.eigenvalues)) ** 2)
+
+    def gradient(generator: EndToEnd, target: Target) -> EndToEnd:
+        modes = target.to_eigenbasis(generator)
+        tall = modes.shape[0] >= modes.shape[1]
+        cubic = modes @ (modes.T @ modes) if tall else (modes @ modes.T) @ modes
+        return target.from_eigenbasis(4 * (cubic - target.eigenvalues[:, None] * modes))
+
+    def gap(generator: EndToEnd, target: Target, rank: int) -> Scalar:
+        left, singular = _left_singular(target.to_eigenbasis(generator), rank)
+        variances, eigenvalues = singular**2, target.eigenvalues
+        learnt = jnp.sum((variances - eigenvalues)[:rank] ** 2)
+        return learnt + 2 * _ordering_deficit(left, eigenvalues, variances)
+
+    def minimum(target: Target, rank: int) -> Scalar:
+        return jnp.sum(target.eigenvalues[rank:] ** 2)
+
+    def minimizer(target: Target, rank: int) -> Covariance:
+        return _from_spectrum(target, _leading(target.eigenvalues, rank))
+
+    return Loss(value, gradient, _both(value, gradient), gap, minimum, minimizer)
+
+
+# --- shared ---------------------------------------------------------------------------------------
+
+
+def _both(
+    value: Callable[[EndToEnd, Target], Scalar], gradient: Callable[[EndToEnd, Target], EndToEnd]
+) -> Callable[[EndToEnd, Target], tuple[Scalar, EndToEnd]]:
+    return lambda generator, target: (value(generator, target), gradient(generator, target))
+
+
+def _leading(eigenvalues: Spectrum, rank: int) -> Spectrum:
+    """The first `rank` eigenvalues, zeros after them."""
+    return jnp.where(jnp.arange(len(eigenvalues)) < rank, eigenvalues, 0)
+
+
+def _from_spectrum(target: Target, spectrum: Spectrum) -> Covariance:
+    """Ω diag(spectrum) Ωᵀ."""
+    if target.eigenvectors is None:
+        return jnp.diag(spectrum)
+    half = target.from_eigenbasis(jnp.diag(safe_sqrt(spectrum)))
+    return half @ half.T
+
+
+def _left_singular(modes: EndToEnd, rank: int) -> tuple[Array, Array]:
+    """All left singular vectors (n, n) and n singular values, zero beyond the first `rank`.
+
+    Raises `InvalidOption` for a rank that a generator of this shape cannot have.
+    """
+    size, most = modes.shape[0], min(modes.shape)
+    check(1 <= rank <= most, "rank", rank, f"an integer from 1 to min(n, m) = {most}")
+    left, singular, _ = jnp.linalg.svd(modes, full_matrices=modes.shape[1] < size)
+    return left, jnp.pad(singular[:rank], (0, size - rank))
+
+
+def _ordering_deficit(basis: Float[Array, "n n"], first: Array, second: Array) -> Scalar:
+    """h(X) of §9: Σ x_i y_i − Σ x_i y_j X_ij² for descending x, y ≥ 0 and X orthogonal.
+
+    Summed by parts over differences of neighbors, each times the mass of X² that lies on the wrong
+    side of a corner (p, q): non-negative terms only.
+    """
+    squares = basis**2
+    total_above = jnp.cumsum(squares, axis=0)
+    total_below = _sum_after(squares, axis=0)
+    upper_right = _sum_after(total_above, axis=1)
+    lower_left = jnp.cumsum(total_below, axis=1)
+    index = jnp.arange(len(first))
+    misplaced = jnp.where(index[:, None] <= index[None, :], upper_right, lower_left)
+    return _drops(first) @ misplaced @ _drops(second)
+
+
+def _sum_after(values: Array, axis: int) -> Array:
+    """At each index the sum of the entries behind it along `axis`, summed from the far end."""
+    reverse = jnp.flip(jnp.cumsum(jnp.flip(values, axis), axis=axis), axis)
+    return jnp.roll(reverse, -1, axis).at[(slice(None),) * axis + (-1,)].set(0)
+
+
+def _drops(values: Array) -> Array:
+    """x_p − x_{p+1}, with 0 behind the last."""
+    return values - jnp.append(values[1:], 0)
