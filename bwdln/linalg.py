@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from bwdln.types import Array, Scalar
 
-if jax.config.jax_default_matmul_precision is None:
+if jax.config.jax_default_matmul_precision is None:  # type: ignore[attr-defined]
     jax.config.update("jax_default_matmul_precision", "highest")
 
 #: Singular values (or eigenvalues) below this fraction of the largest count as zero, everywhere.
@@ -88,10 +88,12 @@ def _polar_from_gram(matrix: Float[Array, "*batch p q"]) -> tuple[Array, Array]:
     The Gram matrix squares the condition number; one Newton step on the polar equations (§9)
     squares the error E = XᵀX − I away again. It is accurate when max |E| ≤ √eps before that step.
     """
-    eigenvalues, vectors = jnp.linalg.eigh(matrix.mT @ matrix, symmetrize_input=False)
+    gram = matrix.mT @ matrix
+    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+    eigenvalues, vectors = jnp.linalg.eigh(gram, symmetrize_input=False)
     sigma = jnp.sqrt(jnp.maximum(eigenvalues, jnp.finfo(matrix.dtype).tiny))[..., None, :]
     nearly = (matrix @ vectors) / sigma
-    error = nearly.mT @ nearly - jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
+    error = nearly.mT @ nearly - identity
     refined = nearly - nearly @ (error * (sigma.mT / (sigma.mT + sigma)))
     largest = jnp.max(jnp.abs(error), axis=(-2, -1))
     return refined @ vectors.mT, largest <= jnp.sqrt(jnp.finfo(matrix.dtype).eps)

@@ -134,9 +134,9 @@ def _usual_form(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> Sc
 
 def _bures_minimum(eigenvalues: Spectrum, tau: Array | None, rank: int) -> Scalar:
     """Σ (√λ_i − √τ)² over the modes that are not learnt (§3)."""
-    threshold = 0 if tau is None else tau
-    learnt = _leading(eigenvalues, rank) > threshold
-    left_over = (safe_sqrt(eigenvalues) - safe_sqrt(jnp.asarray(threshold))) ** 2
+    level = jnp.zeros((), eigenvalues.dtype) if tau is None else tau
+    learnt = _leading(eigenvalues, rank) > level
+    left_over = (safe_sqrt(eigenvalues) - safe_sqrt(level)) ** 2
     return jnp.sum(jnp.where(learnt, 0, left_over))
 
 
@@ -152,8 +152,10 @@ def _bures_gap(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, rank: 
     columns = rank if tau is None else len(root)
     nearest = _completed_polar_factor(root[:, None] * left[:, :columns] * scale[None, :columns])
     distances = jnp.sum(root[:, None] * scale[None, :] * (left - nearest) ** 2)
-    deficits = _ordering_deficit(left, root, scale) + _ordering_deficit(nearest, root, scale)
-    return _mode_gaps(singular, scale, root, tau, rank) + distances + deficits
+    root_drops = safe_divide(_drops(eigenvalues), _sums(root))
+    scale_drops = safe_divide(_drops(singular) * _sums(singular), _sums(scale))
+    deficits = (_ordering_deficit(each, root_drops, scale_drops) for each in (left, nearest))
+    return _mode_gaps(singular, scale, root, tau, rank) + distances + sum(deficits)
 
 
 def _mode_gaps(singular: Array, scale: Array, root: Array, tau: Array | None, rank: int) -> Scalar:
@@ -194,7 +196,8 @@ def frobenius() -> Loss:
         left, singular = _left_singular(target.to_eigenbasis(generator), rank)
         variances, eigenvalues = singular**2, target.eigenvalues
         learnt = jnp.sum((variances - eigenvalues)[:rank] ** 2)
-        return learnt + 2 * _ordering_deficit(left, eigenvalues, variances)
+        variance_drops = _drops(singular) * _sums(singular)
+        return learnt + 2 * _ordering_deficit(left, _drops(eigenvalues), variance_drops)
 
     def minimum(target: Target, rank: int) -> Scalar:
         return jnp.sum(target.eigenvalues[rank:] ** 2)
@@ -238,20 +241,21 @@ def _left_singular(modes: EndToEnd, rank: int) -> tuple[Array, Array]:
     return left, jnp.pad(singular[:rank], (0, size - rank))
 
 
-def _ordering_deficit(basis: Float[Array, "n n"], first: Array, second: Array) -> Scalar:
+def _ordering_deficit(
+    basis: Float[Array, "n n"], first_drops: Float[Array, "n-1"], second_drops: Float[Array, "n-1"]
+) -> Scalar:
     """h(X) of §9: Σ x_i y_i − Σ x_i y_j X_ij² for descending x, y ≥ 0 and X orthogonal.
 
-    Summed by parts over differences of neighbors, each times the mass of X² that lies on the wrong
-    side of a corner (p, q): non-negative terms only.
+    Summed by parts over the drops x_p − x_{p+1} and y_q − y_{q+1}, each pair times the mass of X²
+    on the wrong sides of the corner (p, q): non-negative terms only. The caller computes the drops,
+    because they decide the accuracy where neighbors nearly coincide.
     """
     squares = basis**2
-    total_above = jnp.cumsum(squares, axis=0)
-    total_below = _sum_after(squares, axis=0)
-    upper_right = _sum_after(total_above, axis=1)
-    lower_left = jnp.cumsum(total_below, axis=1)
-    index = jnp.arange(len(first))
+    above, below = jnp.cumsum(squares, axis=0), _sum_after(squares, axis=0)
+    upper_right, lower_left = _sum_after(above, axis=1), jnp.cumsum(below, axis=1)
+    index = jnp.arange(len(basis))
     misplaced = jnp.where(index[:, None] <= index[None, :], upper_right, lower_left)
-    return _drops(first) @ misplaced @ _drops(second)
+    return first_drops @ misplaced[:-1, :-1] @ second_drops
 
 
 def _sum_after(values: Array, axis: int) -> Array:
@@ -260,6 +264,9 @@ def _sum_after(values: Array, axis: int) -> Array:
     return jnp.roll(reverse, -1, axis).at[(slice(None),) * axis + (-1,)].set(0)
 
 
-def _drops(values: Array) -> Array:
-    """x_p − x_{p+1}, with 0 behind the last."""
-    return values - jnp.append(values[1:], 0)
+def _drops(values: Float[Array, "n"]) -> Float[Array, "n-1"]:
+    return values[:-1] - values[1:]
+
+
+def _sums(values: Float[Array, "n"]) -> Float[Array, "n-1"]:
+    return values[:-1] + values[1:]

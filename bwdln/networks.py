@@ -53,7 +53,7 @@ def widths(dimension: int, network: Network) -> Widths:
     if smallest is not None and smallest < latent:
         takes = f"{latent} at depth 1 (there is no hidden layer to hold a smaller bottleneck)"
         check(depth > 1, "bottleneck", smallest, takes)
-        middle[(depth - 1) // 2] = smallest
+        middle[(depth - 2) // 2] = smallest
     return (latent, *middle, dimension)
 
 

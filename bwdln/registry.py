@@ -164,6 +164,8 @@ def _matched(value: Any, hint: Any) -> tuple[bool, Any]:
             return False, value
         items = [_matched(item, get_args(hint)[0]) for item in value]
         return all(matched for matched, _ in items), tuple(item for _, item in items)
+    if hint is Choice and isinstance(value, str):
+        return True, Choice(value)
     if isinstance(hint, type):
         return isinstance(value, hint), value
     return True, value
@@ -176,6 +178,7 @@ def _described(hint: Any) -> str:
         int: "an integer",
         bool: "true or false",
         str: "a text",
+        Choice: "a name with options",
         type(None): "null",
     }
 

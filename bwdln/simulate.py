@@ -86,10 +86,10 @@ def run(config: Config, *, on_progress: Callable[[Progress], None] | None = None
     began = time.perf_counter()
     problem = prepare(config)
     weights = starts(problem)
-    batches = _batches(problem, weights)
-    interrupted, records = _integrate(problem, batches, on_progress)
+    groups = batches(problem, weights)
+    interrupted, records = _integrate(problem, groups, on_progress)
     initial = np.asarray(jax.vmap(networks.end_to_end)(weights), config.precision)
-    dataset = _dataset(problem, batches, records).assign(
+    dataset = _dataset(problem, groups, records).assign(
         initial_end_to_end=(("seed", "feature", "latent"), initial), **_references(problem)
     )
     seconds = time.perf_counter() - began
@@ -244,7 +244,7 @@ class Batch:
         return int(np.sum(np.asarray(self.state.outcome)[: self.count] == Outcome.RUNNING))
 
 
-def _batches(problem: Problem, weights: Weights) -> list[Batch]:
+def batches(problem: Problem, weights: Weights) -> list[Batch]:
     """The lanes in batches of equal size, in the eigenbasis and the precision of the run."""
     dtype, count = problem.config.precision, problem.config.seeds
     most = LANES_PER_BATCH_ON_CPU if jax.default_backend() == "cpu" else count
@@ -261,15 +261,15 @@ def _batches(problem: Problem, weights: Weights) -> list[Batch]:
 
     lanes = jax.tree.map(lambda x: placed(np.broadcast_to(x, (size, *np.shape(x)))), lane)
     compiled = program(problem.static)
-    batches = []
+    built: list[Batch] = []
     for first in range(0, count, size):
         members = np.arange(first, first + size)
         layers = tuple(placed(np.asarray(each)[np.minimum(members, count - 1)]) for each in rotated)
         state = compiled.init(lanes, layers)
         outcome = jnp.where(members >= count, np.int32(Outcome.REACHED_END), state.outcome)
         real = int(np.sum(members < count))
-        batches.append(Batch(compiled, lanes, state._replace(outcome=outcome), real))
-    return batches
+        built.append(Batch(compiled, lanes, state._replace(outcome=outcome), real))
+    return built
 
 
 def _integrate(

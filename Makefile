@@ -1,0 +1,52 @@
+# Set-up and the few commands of everyday work. Each target first brings .venv up to what it needs;
+# the stamps in .venv say what was installed, so that a second call goes straight to its job.
+
+PYTHON ?= python3
+# Tests to run; `make test TESTS=` runs the slow ones too.
+TESTS ?= -m "not slow"
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.installed-
+SOURCES := pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: run test lint clean
+.DELETE_ON_ERROR:
+
+run: $(STAMPS)data
+	@$(BIN)/python -m experiments.train +experiment=digits
+
+test: $(STAMPS)test
+	@$(BIN)/python -m pytest -q $(TESTS)
+
+lint: $(STAMPS)dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMPS)venv:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "bwdln takes Python 3.11 to 3.13; name one: make PYTHON=python3.12 …"; exit 1; }
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# A larger set of extras contains the smaller ones and marks them as installed, too.
+$(STAMPS)data: $(SOURCES) | $(STAMPS)venv
+	@echo "Installing into $(VENV): about a minute, once"
+	@$(INSTALL) '.[data]'
+	@touch $@
+
+$(STAMPS)test: $(SOURCES) | $(STAMPS)venv
+	@echo "Installing into $(VENV), with what the tests need: about a minute, once"
+	@$(INSTALL) '.[data,test]'
+	@touch $(STAMPS)data $@
+
+$(STAMPS)dev: $(SOURCES) | $(STAMPS)venv
+	@echo "Installing into $(VENV), with what the tests and checks need: about a minute, once"
+	@$(INSTALL) '.[data,test,dev]'
+	@touch $(STAMPS)data $(STAMPS)test $@

@@ -1,0 +1,324 @@
+"""Figures of a result, at the width of a column; they compute nothing and show what `analysis` found.
+
+The only module that uses matplotlib. It makes `Figure` objects and touches no global state of
+pyplot, so it works without a display and beside a user's own figures. Colors are those of Okabe and
+Ito and the map cividis: both can be told apart with any color vision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from bwdln import analysis
+from bwdln.results import Result, writable
+
+#: Width of a column of a two-column paper (ICML), in inches.
+COLUMN = 3.25
+
+BLUE, ORANGE, RED, GRAY = "#0072B2", "#E69F00", "#D55E00", "#767676"
+
+#: Options of a matplotlib function.
+Options: TypeAlias = dict[str, Any]
+
+#: Settings in force while a figure is drawn and saved; fonts are embedded as TrueType.
+STYLE: Any = {  # the keys matplotlib's types allow change from version to version
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 7.5,
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "legend.fontsize": 7,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.8,
+    "legend.handlelength": 1.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "axes.formatter.use_mathtext": True,
+}
+
+_styled = matplotlib.rc_context(STYLE)
+
+
+@_styled
+def gap(result: Result) -> Figure:
+    """The relative gap to the optimum against the step, log axis: every seed, median and band."""
+    shown = analysis.convergence(result)
+    figure, axes = _figure(2.3)
+    _gap_over_seeds(axes, shown.band)
+    _gap_of_seeds(axes, shown)
+    _log_axis(axes, shown.relative_gap[~shown.diverged] if shown.band.lanes else shown.relative_gap)
+    if (shown.relative_gap <= shown.floor).any():
+        axes.axhline(shown.floor, color=GRAY, linewidth=0.8, linestyle=":", label="rounding")
+    _step_axis(axes, result)
+    axes.set_ylabel(r"relative gap $(L - L^\star)\,/\,\mathrm{tr}\,\Sigma_0$")
+    axes.set_title(rf"$L^\star$ = {shown.minimum:.5g}, the smallest loss at rank {shown.rank}")
+    axes.legend()
+    return figure
+
+
+def _gap_over_seeds(axes: Axes, band: analysis.Band) -> None:
+    """Median and band, where there is more than one seed."""
+    if band.lanes > 1:
+        label = f"median of {_seeds(band.lanes)}"
+        axes.plot(band.axis, band.median, color=BLUE, linewidth=1.6, label=label, zorder=3)
+        spread: Options = {"color": BLUE, "alpha": 0.2, "linewidth": 0}
+        label = f"{100 * analysis.LOW:.0f}–{100 * analysis.HIGH:.0f} % of them"
+        axes.fill_between(band.axis, band.low, band.high, label=label, **spread)
+
+
+def _gap_of_seeds(axes: Axes, shown: analysis.Convergence) -> None:
+    """A thin line for each seed; those that diverged in another color, broken."""
+    good, dead = (np.flatnonzero(lanes) for lanes in (~shown.diverged, shown.diverged))
+    each = f"seed {shown.seed[good[0]]}" if len(good) == 1 else "each seed"
+    faint: Options = {"alpha": 0.5, "linewidth": 0.6 if len(good) <= 32 else 0.35}
+    groups: tuple[tuple[str, np.ndarray, Options], ...] = (
+        (each, good, {"color": BLUE} | (faint if len(good) > 1 else {})),
+        (f"diverged ({_seeds(len(dead))})", dead, {"color": RED, "linewidth": 0.6, "linestyle": "--"}),
+    )
+    for label, lanes, style in groups:
+        for lane in lanes:
+            name = label if lane == lanes[0] else None
+            axes.plot(shown.step[lane], shown.relative_gap[lane], label=name, **style)
+
+
+@_styled
+def spectrum(result: Result) -> Figure:
+    """The learned eigenvalues s_i² against the optimal ones, before the target's whole spectrum."""
+    shown = analysis.spectrum(result)
+    figure, axes = _figure(2.3)
+    modes, every = np.arange(1, len(shown.learned) + 1), np.arange(1, len(shown.target) + 1)
+    small: Options = {"markersize": 2.5, "linewidth": 0.6, "color": "#ADADAD"}
+    axes.plot(every, _positive(shown.target), ".-", label=r"target $\lambda_i$", **small)
+    ring: Options = {"markersize": 5.5, "markerfacecolor": "none", "markeredgecolor": "black"}
+    axes.plot(modes, _positive(shown.optimal), "o", markeredgewidth=0.7, label="optimum", zorder=4, **ring)
+    if shown.lanes:
+        spread = [shown.learned - shown.smallest, shown.largest - shown.learned]
+        bars: Options = {"elinewidth": 0.8, "capsize": 1.5, "markersize": 3, "color": BLUE}
+        axes.errorbar(modes, shown.learned, spread, fmt="o", label="learned $s_i^2$", zorder=3, **bars)
+    _say_over(axes, "median and range", shown.lanes)
+    if shown.tau > 0:
+        axes.axhline(shown.tau, color=ORANGE, linestyle="--", label=rf"$\tau$ = {shown.tau:.4g}", zorder=0)
+    _log_axis(axes, np.concatenate([shown.target, shown.learned]), decades=10)
+    _mode_axis(axes, len(every), spread_out=len(every) > max(20, 4 * len(modes)))
+    axes.set_xlabel("mode $i$, in descending order")
+    axes.set_ylabel("eigenvalue of the covariance\n(data units squared)")
+    _legend_above(figure)
+    return figure
+
+
+@_styled
+def alignment(result: Result) -> Figure:
+    """How the left singular vectors turn to the target's eigenvectors, by step, and where they end."""
+    shown = analysis.alignment(result)
+    figure = Figure(figsize=(COLUMN, 3.9), layout="constrained")
+    above, below = figure.subplots(2, 1)
+    _misalignment(above, shown)
+    _step_axis(above, result)
+    _cosines(below, shown.final)
+    return figure
+
+
+def _misalignment(axes: Axes, shown: analysis.Alignment) -> None:
+    """A line for each mode, colored by its position."""
+    rank = len(shown.final)
+    norm, colors = Normalize(1, max(rank, 2)), matplotlib.colormaps["cividis"]
+    for mode in reversed(range(rank)):
+        axes.plot(shown.step, shown.misalignment[:, mode], color=colors(norm(mode + 1)), linewidth=1)
+    if rank > 1:
+        bar = axes.figure.colorbar(ScalarMappable(norm, colors), ax=axes, label="mode $i$")
+        bar.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        bar.ax.invert_yaxis()
+    if (shown.misalignment <= shown.floor).any():
+        axes.axhline(shown.floor, color=GRAY, linewidth=0.8, linestyle=":", label="rounding")
+        axes.legend()
+    _log_axis(axes, shown.misalignment)
+    axes.set_ylabel(r"misalignment $1 - |u_i\cdot\omega_i|$")
+    _say_over(axes, "median", shown.lanes)
+
+
+def _cosines(axes: Axes, final: np.ndarray) -> None:
+    """The heat map of final |cosines|, up to as many eigenvectors again as there are modes."""
+    rank, dimension = final.shape
+    columns = min(dimension, max(2 * rank, rank + 5))
+    box = (0.5, columns + 0.5, rank + 0.5, 0.5)
+    style: Options = {"cmap": "cividis", "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
+    image = axes.imshow(final[:, :columns], extent=box, **style)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.set_xlabel(r"target eigenvector $\omega_j$")
+    axes.set_ylabel("final singular vector $u_i$")
+    axes.figure.colorbar(image, ax=axes, label=r"alignment $|u_i\cdot\omega_j|$")
+
+
+@_styled
+def samples(result: Result) -> Figure | None:
+    """Real samples beside those of the untrained and the trained generator.
+
+    Images where the target is made of images, on one gray scale; else points along the target's two
+    leading eigenvectors with the ellipses of one standard deviation, or None in dimension 1.
+    """
+    if analysis.image_shape(result) is not None:
+        return _images(analysis.images(result))
+    return _clouds(analysis.clouds(result)) if result.dataset.sizes["eigenvalue"] > 1 else None
+
+
+def _images(shown: analysis.Images, across: int = 8) -> Figure:
+    blocks = {"real": shown.real, "untrained": shown.untrained, "trained": shown.trained}
+    _, height, width = shown.real.shape
+    block_height = -(-len(shown.real) // across) * COLUMN / across * height / width + 0.2
+    figure = Figure(figsize=(COLUMN, 3 * block_height + 0.45), layout="constrained")
+    for axes, (name, block) in zip(figure.subplots(3, 1), blocks.items(), strict=True):
+        axes.set_title(name if name == "real" else f"{name} generator (seed {shown.seed})", pad=3)
+        axes.set_axis_off()
+        if block is None:
+            axes.text(0.5, 0.5, "diverged", ha="center", va="center", transform=axes.transAxes)
+        else:
+            image = _mosaic(axes, block, shown.low, shown.high, across)
+    place: Options = {"location": "bottom", "aspect": 40, "shrink": 0.6, "pad": 0.02}
+    bar = figure.colorbar(image, ax=figure.axes, extend="both", label="pixel value (data units)", **place)
+    bar.outline.set_linewidth(0.5)
+    return figure
+
+
+def _mosaic(axes: Axes, images: np.ndarray, low: float, high: float, across: int) -> AxesImage:
+    """Draw images (count, height, width) in rows with a gap of 8 % between them."""
+    _, height, width = images.shape
+    style: Options = {"cmap": "gray", "vmin": low, "vmax": high, "interpolation": "nearest"}
+    for index, each in enumerate(images):
+        x, y = index % across * 1.08 * width, index // across * 1.08 * height
+        image = axes.imshow(each, extent=(x, x + width, y + height, y), **style)
+    axes.set_xlim(0, (1.08 * across - 0.08) * width)
+    axes.set_ylim((1.08 * -(-len(images) // across) - 0.08) * height, 0)
+    return image
+
+
+def _clouds(shown: analysis.Clouds) -> Figure:
+    figure, axes = _figure(2.8)
+    clouds: dict[str, tuple[analysis.Cloud | None, Options]] = {
+        "target": (shown.target, {"color": GRAY, "linewidth": 3, "alpha": 0.6}),
+        "untrained": (shown.untrained, {"color": ORANGE, "linestyle": ":", "linewidth": 1.6}),
+        f"trained (seed {shown.seed})": (shown.trained, {"color": BLUE, "linestyle": "--"}),
+    }
+    for label, (cloud, style) in clouds.items():
+        if cloud is None:
+            axes.plot([], [], label=f"{label}: diverged", **style)
+        else:
+            points: Options = {"color": style["color"], "markersize": 3, "alpha": 0.5, "markeredgewidth": 0}
+            axes.plot(*cloud.points.T, ".", zorder=1, **points)
+            axes.plot(*cloud.ellipse.T, label=label, **style)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xlabel(r"along eigenvector $\omega_1$ (data units)")
+    axes.set_ylabel(r"along $\omega_2$ (data units)")
+    _legend_above(figure)
+    return figure
+
+
+#: Every figure of a run, by the name of its files.
+FIGURES: dict[str, Callable[[Result], Figure | None]] = {
+    "gap": gap,
+    "spectrum": spectrum,
+    "alignment": alignment,
+    "samples": samples,
+}
+
+
+def save_all(result: Result, folder: str | Path) -> list[Path]:
+    """Draw every figure and write it as PDF and PNG (300 dpi) into the folder, made if missing.
+
+    Returns the paths. Figures of the same name are replaced: one folder per result. Raises
+    `InvalidOption` if the folder cannot be written.
+    """
+    folder = writable(folder)
+    paths = []
+    for name, draw in FIGURES.items():
+        figure = draw(result)
+        if figure is not None:
+            paths += _save(figure, folder / name)
+    return paths
+
+
+@_styled
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    paths = [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
+    for path in paths:
+        figure.savefig(path, dpi=300)
+    return paths
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(COLUMN, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend_above(figure: Figure) -> None:
+    figure.legend(loc="outside upper center", ncols=4, columnspacing=1, handletextpad=0.5)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def _say_over(axes: Axes, what: str, lanes: int) -> None:
+    """Say in the title what over the seeds is shown."""
+    if lanes != 1:
+        axes.set_title(f"{what} of {_seeds(lanes)}" if lanes else "every seed diverged")
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    """NaN for what a log axis cannot show, so that it is left out."""
+    return np.where(values > 0, values, np.nan)
+
+
+def _log_axis(axes: Axes, values: np.ndarray, decades: float = np.inf) -> None:
+    """A log axis that holds the positive finite values, at most so many decades from the top."""
+    shown = values[np.isfinite(values) & (values > 0)]
+    top = shown.max() if shown.size else 1.0
+    bottom = max(shown.min() if shown.size else 0.1, top * 10**-decades)
+    margin = max((top / bottom) ** 0.05, 1.2)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom / margin, top * margin)
+
+
+def _mode_axis(axes: Axes, count: int, spread_out: bool) -> None:
+    """Positions from 1; on a log axis where the few that are learned would crowd at the left."""
+    if spread_out:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlim(0.4, count + max(0.6, 0.02 * count))
+
+
+def _step_axis(axes: Axes, result: Result) -> None:
+    if result.config.record.spacing == "logarithmic":
+        axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlabel("step")
+    axes.margins(x=0.02)

@@ -1,0 +1,108 @@
+"""The polar factor against SciPy, differences and its own limits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import orthogonal
+
+from bwdln import linalg
+
+polar = jax.jit(linalg.polar_factor)
+
+
+def with_singular_values(shape, singular, rng):
+    """A matrix of that shape and those singular values, with random singular vectors."""
+    rows, columns = shape
+    count = len(singular)
+    return (orthogonal(rows, rng)[:, :count] * singular) @ orthogonal(columns, rng)[:count]
+
+
+@given(
+    st.sampled_from(((3, 3), (5, 2), (2, 5))),
+    st.floats(0, 10),
+    st.integers(0, 2**32 - 1),
+)
+def test_polar_factor_equals_scipys_at_any_condition_number(shape, digits, seed):
+    """Condition numbers 1 to 1e10: the Gram route alone loses all digits at 1e8."""
+    rng = np.random.default_rng(seed)
+    singular = np.geomspace(1, 10.0**-digits, min(shape))
+    matrix = with_singular_values(shape, singular, rng)
+    expected = scipy.linalg.polar(matrix)[0]
+    # Rounding the matrix alone moves the factor by eps times its condition number.
+    np.testing.assert_allclose(polar(matrix), expected, atol=50 * 2.3e-16 * 10.0**digits + 1e-14)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e3, 5e3])
+def test_gram_route_is_refined_to_full_accuracy_where_it_is_accepted(condition):
+    rng = np.random.default_rng(0)
+    matrix = jnp.asarray(with_singular_values((6, 4), np.geomspace(1, 1 / condition, 4), rng))
+    refined, accepted = linalg._polar_from_gram(matrix)
+    assert accepted
+    np.testing.assert_allclose(refined.T @ refined, np.eye(4), atol=1e-14)
+    np.testing.assert_allclose(refined, linalg._polar_from_svd(matrix), atol=3e-15 * condition)
+
+
+@pytest.mark.parametrize("condition", [1e6, 1e8, np.inf])
+def test_gram_route_is_refused_where_it_is_inaccurate(condition):
+    rng = np.random.default_rng(1)
+    matrix = with_singular_values((6, 4), np.array([1, 1, 1, 1 / condition]), rng)
+    assert not linalg._polar_from_gram(jnp.asarray(matrix))[1]
+
+
+def test_least_norm_at_low_rank_and_at_zero():
+    rng = np.random.default_rng(2)
+    matrix = with_singular_values((5, 3), np.array([2.0, 1.0, 0.0]), rng)
+    left, _, right = np.linalg.svd(matrix, full_matrices=False)
+    np.testing.assert_allclose(polar(matrix), left[:, :2] @ right[:2], atol=1e-14)
+    np.testing.assert_array_equal(polar(jnp.zeros((4, 3))), np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 3), (3, 5)])
+@pytest.mark.parametrize("singular", [[2.0, 1.0, 0.5], [1.0, 1.0, 1.0]])
+def test_derivative_equals_central_differences(shape, singular):
+    """Repeated singular values included, where differentiating the decomposition gives NaN."""
+    rng = np.random.default_rng(3)
+    values = np.array([*singular, *[0.3] * (min(shape) - 3)])
+    matrix, direction = with_singular_values(shape, values, rng), rng.normal(size=shape)
+    _, tangent = jax.jvp(linalg.polar_factor, (jnp.asarray(matrix),), (jnp.asarray(direction),))
+    step = 1e-5
+    ahead, behind = (polar(matrix + sign * step * direction) for sign in (1, -1))
+    np.testing.assert_allclose(tangent, (ahead - behind) / (2 * step), atol=1e-8)
+
+
+def test_derivative_at_constant_low_rank():
+    """Along directions that keep the rank, the factor of least norm is differentiable."""
+    rng = np.random.default_rng(4)
+    left, right = rng.normal(size=(4, 2)), rng.normal(size=(2, 3))
+    left_direction, right_direction = rng.normal(size=(4, 2)), rng.normal(size=(2, 3))
+
+    def along(t):
+        return (left + t * left_direction) @ (right + t * right_direction)
+
+    _, tangent = jax.jvp(lambda t: linalg.polar_factor(along(t)), (0.0,), (1.0,))
+    step = 1e-5
+    slope = (polar(along(step)) - polar(along(-step))) / (2 * step)
+    np.testing.assert_allclose(tangent, slope, atol=1e-8)
+
+
+def test_nested_vmap_equals_single_calls():
+    matrices = jnp.asarray(np.random.default_rng(5).normal(size=(2, 3, 4, 3)))
+    nested = jax.jit(jax.vmap(jax.vmap(linalg.polar_factor)))(matrices)
+    for index in np.ndindex(2, 3):
+        np.testing.assert_allclose(nested[index], polar(matrices[index]), atol=1e-14)
+
+
+def test_rank_counts_relative_to_the_largest():
+    values = jnp.array([[1e5, 1.0, 1e-8], [1.0, 1e-11, 0.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(linalg.numerical_rank(values), [2, 2, 0])
+
+
+def test_guards():
+    x = jnp.array([4.0, 0.0, -1e-20])
+    np.testing.assert_array_equal(linalg.safe_sqrt(x), [2.0, 0.0, 0.0])
+    np.testing.assert_array_equal(jax.grad(lambda x: linalg.safe_sqrt(x).sum())(x), [0.25, 0.0, 0.0])
+    np.testing.assert_array_equal(linalg.safe_divide(x[:2], jnp.array([2.0, 0.0])), [2.0, 0.0])

@@ -1,0 +1,415 @@
+"""Whole runs: lanes, repeats, precision, records, bad input, and a user's own parts."""
+
+import functools
+import logging
+import signal
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bwdln import losses, networks, results, simulate
+from bwdln.config import Record, from_mapping
+from bwdln.dynamics.base import DYNAMICS
+from bwdln.dynamics.gradient_descent import OPTIMIZERS, SCHEDULES
+from bwdln.errors import InvalidOption
+from bwdln.initializations import STARTS
+from bwdln.losses import LOSSES
+from bwdln.targets import TARGETS
+
+
+def config(**changes):
+    """A small job; a change is a whole group, or an option of one as `group__option`."""
+    mapping = {
+        "target": {"name": "geometric", "dimension": 5, "condition_number": 10.0},
+        "network": {"depth": 3, "bottleneck": 3},
+        "initialization": {"name": "xavier_normal"},
+        "loss": {"name": "bures_wasserstein", "tau": 0.0},
+        "dynamics": {"name": "gradient_descent", "step_size": 0.05, "steps": 60},
+        "record": {"count": 6},
+        "seeds": 3,
+    }
+    for name, value in changes.items():
+        group, _, option = name.partition("__")
+        if option:
+            mapping[group] = {**mapping[group], option: value}
+        else:
+            mapping[group] = value
+    return from_mapping(mapping)
+
+
+@functools.cache
+def finished():
+    return simulate.run(config())
+
+
+# --- lanes ----------------------------------------------------------------------------------------
+
+
+def test_a_seed_alone_equals_the_same_seed_in_a_batch():
+    batch = simulate.run(config(seeds=16)).dataset
+    for seed in (0, 7, 15):
+        alone = simulate.run(config(seeds=1, seed=seed)).dataset
+        for name in ("loss", "gap", "singular_values", "weights_2", "time"):
+            left, right = alone[name].values[0], batch[name].sel(seed=seed).values
+            np.testing.assert_allclose(left, right, rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_a_run_twice_is_bitwise_equal():
+    first, second = (simulate.run(config(seeds=4)).dataset for _ in range(2))
+    for name in first.variables:
+        np.testing.assert_array_equal(first[name].values, second[name].values, err_msg=name)
+
+
+def test_more_lanes_than_a_batch_holds_with_padding(monkeypatch):
+    whole = simulate.run(config(seeds=7)).dataset
+    monkeypatch.setattr(simulate, "LANES_PER_BATCH_ON_CPU", 3)
+    parts = simulate.run(config(seeds=7)).dataset
+    assert parts.sizes["seed"] == 7
+    for name in ("loss", "weights_1", "final_cosines", "outcome"):
+        left, right = parts[name].values, whole[name].values
+        if name == "outcome":
+            np.testing.assert_array_equal(left, right)
+        else:
+            np.testing.assert_allclose(left, right, rtol=1e-10, atol=1e-12)
+
+
+def test_runs_of_one_static_part_share_one_program(caplog):
+    """Other numbers (τ, step size, seed, spectrum) compile nothing new."""
+    simulate.run(config(loss__tau=0.1))
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        simulate.run(config(loss__tau=0.2, dynamics__step_size=0.01, seed=9, target__condition_number=5.0))
+    compiled = [r.getMessage() for r in caplog.records if "advance_all" in r.getMessage()]
+    assert not compiled
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 5000), st.data(), st.sampled_from(["linear", "logarithmic"]))
+def test_record_steps_increase_from_start_to_end(steps, data, spacing):
+    count = data.draw(st.integers(1, min(steps, 300)))
+    chosen = simulate.record_steps(steps, Record(count, spacing))
+    assert len(chosen) == count + 1
+    assert chosen[0] == 0
+    assert chosen[-1] == steps
+    assert np.all(np.diff(chosen) >= 1)
+
+
+def test_logarithmic_records_are_evenly_spaced_in_the_logarithm():
+    chosen = simulate.record_steps(10**6, Record(25, "logarithmic"))[1:]
+    ratios = chosen[8:-1] / chosen[7:-2]
+    np.testing.assert_allclose(ratios, 10 ** (6 / 24), rtol=0.02)
+
+
+def test_records_do_not_depend_on_how_often_one_looks():
+    few, many = (simulate.run(config(record={"count": count})).dataset for count in (1, 60))
+    np.testing.assert_array_equal(few["loss"].values[:, -1], many["loss"].values[:, -1])
+    np.testing.assert_array_equal(many["step"].values[0], np.arange(61))
+
+
+def test_one_row_describes_one_iterate():
+    """Recomputed from the weights of the last record by the library in data coordinates."""
+    result = finished()
+    last = result.dataset.isel(record=-1)
+    for lane in range(3):
+        weights, sigma = result.weights(lane), result.target
+        generator = networks.end_to_end(weights)
+        loss, row = losses.bures_wasserstein(), last.isel(seed=lane)
+        np.testing.assert_allclose(row["loss"], loss.value(generator, sigma), rtol=1e-11)
+        np.testing.assert_allclose(row["gap"], loss.gap(generator, sigma, 3), rtol=1e-9)
+        singular = np.linalg.svd(generator, compute_uv=False)
+        np.testing.assert_allclose(row["singular_values"], singular, rtol=1e-11)
+        np.testing.assert_allclose(row["imbalance"], networks.imbalance(weights), rtol=1e-9)
+        gradients = jax.grad(lambda layers: losses.deep_value(loss, layers, sigma))(weights)
+        norm = np.sqrt(sum(np.sum(np.square(each)) for each in gradients))
+        np.testing.assert_allclose(row["gradient_norm"], norm, rtol=1e-10)
+        left = np.linalg.svd(generator)[0]
+        cosines = np.abs(left.T @ sigma.eigenvectors)
+        np.testing.assert_allclose(row["alignment"], np.diag(cosines)[:3], atol=1e-10)
+        np.testing.assert_allclose(row["final_cosines"], cosines[:3], atol=1e-10)
+        distance = np.linalg.norm(generator @ generator.T - sigma.covariance)
+        np.testing.assert_allclose(row["covariance_distance"], distance, rtol=1e-11)
+        optimum = loss.minimizer(sigma, 3)
+        frobenius = np.linalg.norm(generator @ generator.T - optimum)
+        np.testing.assert_allclose(row["optimum_distance_frobenius"], frobenius, rtol=1e-10)
+        shares = singular / singular.sum()
+        effective = np.exp(-np.sum(shares * np.log(shares)))
+        np.testing.assert_allclose(row["effective_rank"], effective, rtol=1e-12)
+        errors = singular**2 - np.asarray(sigma.eigenvalues)[:3]
+        np.testing.assert_allclose(row["eigenvalue_error"], errors, atol=1e-11)
+
+
+def test_the_distance_to_the_optimum_vanishes_there():
+    dataset = simulate.run(config(dynamics__steps=3000, dynamics__gap_tolerance=1e-20)).dataset
+    last = dataset.isel(record=-1)
+    trace = float(dataset["target_trace"])
+    assert np.all(last["relative_gap"] <= 1e-20)
+    assert np.all(last["optimum_distance_bures_wasserstein"] <= 1e-9 * np.sqrt(trace))
+    assert np.all(last["optimum_distance_frobenius"] <= 1e-9 * trace)
+    assert np.all(last["alignment"] >= 1 - 1e-12)
+    np.testing.assert_allclose(last["loss"], float(dataset["minimum"]), rtol=1e-12)
+    assert set(dataset["outcome"].values) == {"converged"}
+    assert np.all(last["step"] < 3000)
+
+
+def test_a_diverged_lane_is_marked_frozen_and_recorded():
+    dataset = simulate.run(config(dynamics__step_size=5.0)).dataset
+    assert set(dataset["outcome"].values) == {"diverged"}
+    assert np.all(dataset["step"].values[:, -1] < 60)
+    for name in ("loss", "gap", "weights_1"):
+        assert np.all(np.isfinite(dataset[name].values))
+    np.testing.assert_array_equal(dataset["loss"].values[:, -1], dataset["loss"].values[:, -2])
+
+
+@pytest.mark.parametrize("shape", [{"depth": 1}, {"depth": 2, "latent_dim": 8}, {"widths": [7, 2, 4, 5]}])
+@pytest.mark.parametrize("loss", [{"name": "bures_wasserstein", "tau": 0.1}, {"name": "frobenius"}])
+def test_every_shape_runs_for_every_loss(shape, loss):
+    result = simulate.run(config(network=shape, loss=loss, dynamics__step_size=0.01))
+    assert np.all(result.dataset["gap"].values >= 0)
+    assert np.all(np.diff(result.dataset["loss"].values, axis=1) <= 1e-12)
+    assert ("interface" in result.dataset.sizes) == (result.config.network.depth != 1)
+
+
+def test_float32_runs_in_float32_from_the_same_start():
+    double, single = (simulate.run(config(precision=p)).dataset for p in ("float64", "float32"))
+    assert single["loss"].dtype == np.float32
+    assert single["weights_1"].dtype == np.float32
+    np.testing.assert_allclose(single["loss"].values[:, 0], double["loss"].values[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(single["loss"].values[:, -1], double["loss"].values[:, -1], rtol=1e-4)
+
+
+def test_float32_programs_hold_no_float64():
+    problem = simulate.prepare(config(precision="float32"))
+    (batch,) = simulate.batches(problem, simulate.starts(problem))
+    traced = jax.make_jaxpr(batch.program.advance)(batch.lanes, batch.state, np.int32(1))
+    assert "f64" not in str(traced)
+    assert "f64" not in str(jax.make_jaxpr(batch.program.record)(batch.lanes, batch.state))
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def test_reloaded_weights_give_the_recorded_loss(tmp_path):
+    path = results.save(finished(), tmp_path)
+    loaded = results.load(path)
+    recorded = loaded.dataset["loss"].values[:, -1]
+    for lane in range(3):
+        value = losses.deep_value(losses.bures_wasserstein(), loaded.weights(lane), loaded.target)
+        np.testing.assert_allclose(value, recorded[lane], rtol=1e-12)
+    assert loaded.config == config()
+
+
+def test_data_targets_keep_samples_and_their_shape():
+    result = simulate.run(config(target={"name": "digits"}, dynamics__step_size=1e-4, seeds=1))
+    assert result.dataset["real_samples"].shape == (simulate.REAL_SAMPLES, 64)
+    np.testing.assert_array_equal(result.dataset.attrs["image_shape"], [8, 8])
+
+
+def test_digits_optimum_is_the_pca_tail():
+    from sklearn.datasets import load_digits
+
+    centered = load_digits().data - load_digits().data.mean(axis=0)
+    variances = np.linalg.svd(centered, compute_uv=False) ** 2 / len(centered)
+    result = simulate.run(config(target={"name": "digits"}, dynamics__step_size=1e-4, seeds=1))
+    np.testing.assert_allclose(float(result.dataset["minimum"]), np.sum(variances[3:]), rtol=1e-12)
+
+
+# --- interruption and progress --------------------------------------------------------------------
+
+
+def test_interrupt_keeps_what_was_recorded():
+    """Ctrl-C between two records: the last row describes the weights that are kept."""
+
+    def interrupt(progress):
+        if progress.step >= 20:
+            raise KeyboardInterrupt
+
+    result = simulate.run(config(), on_progress=interrupt)
+    dataset = result.dataset
+    assert dataset.attrs["interrupted"] == 1
+    assert set(dataset["outcome"].values) == {"running"}
+    assert 20 <= int(dataset["step"].values[0, -1]) < 60
+    value = losses.deep_value(losses.bures_wasserstein(), result.weights(0), result.target)
+    np.testing.assert_allclose(value, dataset["loss"].values[0, -1], rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_real_interrupt_ends_a_long_run_soon():
+    timer = threading.Timer(8.0, lambda: signal.raise_signal(signal.SIGINT))
+    timer.start()
+    result = simulate.run(config(dynamics__steps=10**9, dynamics__step_size=1e-9, record={"count": 2}))
+    assert result.dataset.attrs["interrupted"] == 1
+
+
+def test_progress_is_told_from_start_to_end():
+    seen = []
+    simulate.run(config(), on_progress=seen.append)
+    steps = [each.step for each in seen]
+    assert steps == sorted(steps)
+    assert steps[0] == 0
+    assert steps[-1] == 60
+    assert {each.steps for each in seen} == {60}
+    assert seen[0].running == 3
+    assert seen[-1].running == 0
+    assert seen[-1].best_gap <= seen[-1].median_gap < seen[0].median_gap
+
+
+# --- every choice, and a user's own ---------------------------------------------------------------
+
+FAMILIES = ("zipf", "random", "power_law", "geometric", "spiked")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_targets_runs(name):
+    dataset = simulate.run(config(target={"name": name, "dimension": 5}, dynamics__step_size=1e-3)).dataset
+    assert np.all(np.isfinite(dataset["loss"].values))
+
+
+@pytest.mark.parametrize("name", ["faces", "image_patches"])
+def test_every_data_target_runs(name):
+    target = {"name": name} | ({"side": 4, "count": 100} if name == "image_patches" else {})
+    dynamics = {"name": "gradient_descent", "step_size": 1e-4, "steps": 2}
+    changes = {"target": target, "dynamics": dynamics, "record": {"count": 1}, "seeds": 1}
+    dataset = simulate.run(config(**changes)).dataset
+    assert np.all(np.isfinite(dataset["loss"].values))
+
+
+START_CASES = [
+    (name, balanced)
+    for name in STARTS
+    for balanced in ((False, True) if "balanced" in STARTS.options(name) else (None,))
+    if name != "file"
+]
+
+
+@pytest.mark.parametrize(("name", "balanced"), START_CASES)
+def test_every_start_runs(name, balanced):
+    options = {"name": name} | ({} if balanced is None else {"balanced": balanced})
+    options |= {"rank": 2} if "rank" in STARTS.options(name) else {}
+    dataset = simulate.run(config(initialization=options, network={"depth": 2})).dataset
+    assert np.all(np.isfinite(dataset["loss"].values))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [(name, "constant") for name in OPTIMIZERS] + [("descent", name) for name in SCHEDULES],
+)
+def test_every_optimizer_and_schedule_runs(optimizer, schedule):
+    options = {"optimizer": {"name": optimizer}, "schedule": {"name": schedule}}
+    options["schedule"] |= {"warmup_steps": 5} if schedule == "warmup_cosine" else {}
+    mapping = {"name": "gradient_descent", "step_size": 0.01, "steps": 30, **options}
+    dataset = simulate.run(config(dynamics=mapping)).dataset
+    assert np.all(dataset["loss"].values[:, -1] < dataset["loss"].values[:, 0])
+
+
+PLUGIN = '''
+"""A user's own loss, start and target."""
+import jax.numpy as jnp
+from bwdln.initializations import STARTS
+from bwdln.losses import LOSSES, bures_wasserstein
+from bwdln.targets import TARGETS, from_covariance
+
+
+@LOSSES.register("scaled")
+def scaled(*, factor: float = 2.0):
+    base = bures_wasserstein()
+    return base._replace(
+        value=lambda w, t: factor * base.value(w, t),
+        gradient=lambda w, t: factor * base.gradient(w, t),
+        value_and_gradient=lambda w, t: (factor * base.value(w, t), factor * base.gradient(w, t)),
+        gap=lambda w, t, rank: factor * base.gap(w, t, rank),
+        minimum=lambda t, rank: factor * base.minimum(t, rank),
+    )
+
+
+@STARTS.register("ones")
+def ones(key, widths, target, *, height: float = 1.0):
+    return tuple(height * jnp.ones((up, down)) for down, up in zip(widths, widths[1:]))
+
+
+@TARGETS.register("toeplitz")
+def toeplitz(*, dimension: int = 4, decay: float = 0.5):
+    index = jnp.arange(dimension)
+    return from_covariance(decay ** jnp.abs(index[:, None] - index[None, :]))
+'''
+
+
+def test_a_users_own_loss_start_and_target(tmp_path, monkeypatch):
+    (tmp_path / "my_parts.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    job = config(
+        plugins=["my_parts"],
+        target={"name": "toeplitz", "dimension": 5},
+        initialization={"name": "ones", "height": 0.5},
+        loss={"name": "scaled", "factor": 3.0},
+        dynamics__step_size=0.02,
+    )
+    try:
+        dataset = simulate.run(job).dataset
+        plain = simulate.run(
+            config(
+                target={"name": "toeplitz", "dimension": 5},
+                initialization={"name": "ones", "height": 0.5},
+                dynamics__step_size=0.06,
+            )
+        ).dataset
+        np.testing.assert_allclose(dataset["weights_1"], plain["weights_1"], rtol=1e-9)
+        np.testing.assert_allclose(dataset["loss"], 3 * plain["loss"], rtol=1e-9)
+        with pytest.raises(InvalidOption, match=r"^loss\.fctor: got 1\.0; takes one of did you mean factor"):
+            simulate.run(config(plugins=["my_parts"], loss={"name": "scaled", "fctor": 1.0}))
+    finally:
+        for registry, name in ((LOSSES, "scaled"), (STARTS, "ones"), (TARGETS, "toeplitz")):
+            registry._functions.pop(name, None)
+        sys.modules.pop("my_parts", None)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"name": "bures_waserstein"}}, r"^loss: got bures_waserstein; takes .*did you mean bures_w"),
+        ({"loss__tau": -1.0}, r"^loss\.tau: got -1\.0; takes a number from 0"),
+        ({"loss__tau": float("nan")}, r"^loss\.tau: got nan"),
+        ({"loss": {"name": "frobenius", "tau": 0.1}}, r"^loss\.tau: got 0\.1; takes "),
+        ({"target": {"name": "digit"}}, r"^target: got digit; takes .*did you mean digits"),
+        ({"target__rank": 9}, r"^target\.rank: got 9; "),
+        ({"initialization": {"name": "xavier"}}, r"^initialization: got xavier; takes .*xavier_"),
+        ({"initialization__scle": 1.0}, r"^initialization\.scle: got 1\.0"),
+        ({"network__bottleneck": 6}, r"^network\.bottleneck: got 6; takes an integer up to dimension = 5"),
+        ({"network__depth": 0}, r"^network\.depth: got 0; takes an integer from 1"),
+        ({"network__hidden_width": 0}, r"^network\.hidden_width: got 0"),
+        ({"record__count": 61}, r"^record\.count: got 61; takes an integer up to steps = 60"),
+        ({"dynamics__step_size": 0.0}, r"^dynamics\.step_size: got 0\.0; takes a number above 0"),
+        ({"dynamics": {"name": "descent"}}, r"^dynamics: got descent; takes .*gradient_descent"),
+        ({"plugins": ["no_such_module"]}, r"^plugins: got no_such_module; takes "),
+    ],
+)
+def test_bad_input_is_refused_before_anything_compiles(changes, message, monkeypatch):
+    def compiled(*_):
+        raise AssertionError("a program was asked for")
+
+    monkeypatch.setattr(simulate, "program", compiled)
+    with pytest.raises(InvalidOption, match=message) as caught:
+        simulate.run(config(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_float64_is_refused_where_the_backend_has_none(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(InvalidOption, match=r"^precision: got float64; takes float32 on tpu"):
+        simulate.prepare(config())
+
+
+def test_registries_name_what_they_hold():
+    assert set(DYNAMICS) == {"gradient_descent"}
+    assert {"bures_wasserstein", "frobenius"} == set(LOSSES)
+    assert jnp.asarray(1.0).dtype == jnp.float64
