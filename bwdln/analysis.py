@@ -165,7 +165,7 @@ def _reason(row: Row, failed: bool, left: int | None) -> str:
         "stalled": f"stalled at step {row.step:,}",
     }
     if left is None:
-        trend = "no longer decreasing"
+        trend = "not decreasing lately: the limit of rounding, or a saddle"
     else:
         trend = f"still decreasing: at this rate about {left:,} more steps are needed"
     return f"{endings.get(row.outcome, row.outcome)}, {trend}"

@@ -84,7 +84,7 @@ def _read_npz(path: Path, array: str | None) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         names = [each.removesuffix(".npy") for each in archive.namelist() if each.endswith(".npy")]
         check(bool(names), "path", "no arrays", "an .npz file with an array")
-        takes = f"{nearest(array or '', names)} (the arrays of {path.name})"
+        takes = f"an array of {path.name}, {nearest(array or '', names)}"
         check(array in names or (array is None and len(names) == 1), "array", array or "null", takes)
         with archive.open(f"{array or names[0]}.npy") as stream:
             return _parsed_npy(stream)

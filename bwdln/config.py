@@ -84,7 +84,7 @@ class Config:
                 return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
             return list(value) if isinstance(value, tuple) else value
 
-        return plain(self)  # type: ignore[no-any-return]
+        return plain(self)
 
     def json(self) -> str:
         """The configuration as JSON, with sorted keys."""

@@ -62,12 +62,11 @@ def _distances(generator: Array, target: Target, loss: Loss) -> dict[str, Array]
     covariance = generator @ generator.T
     optimum = loss.minimizer(target, min(generator.shape))
     nearest = Target(jnp.diagonal(optimum), None)
-    shift = jnp.asarray(loss.perturbation, covariance.dtype) * jnp.eye(len(covariance), dtype=covariance.dtype)
+    # Σ_W + τ I − Σ₀ in the eigenbasis, where τ I − Σ₀ is diagonal.
+    shift = jnp.asarray(loss.perturbation, covariance.dtype) - target.eigenvalues
     return {
-        "covariance_distance": jnp.linalg.norm(covariance + shift - jnp.diag(target.eigenvalues)),
-        "optimum_distance_bures_wasserstein": safe_sqrt(
-            bures_wasserstein().value(generator, nearest)
-        ),
+        "covariance_distance": jnp.linalg.norm(covariance + jnp.diag(shift)),
+        "optimum_distance_bures_wasserstein": safe_sqrt(bures_wasserstein().value(generator, nearest)),
         "optimum_distance_frobenius": jnp.linalg.norm(covariance - optimum),
     }
 

@@ -31,12 +31,11 @@ def within(group: str) -> Iterator[None]:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The valid names, the ones most like `name` first, for the end of a message."""
+    """The valid names, and which of them may have been meant, for the end of a message."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    rest = [each for each in names if each not in close]
-    hint = f"did you mean {' or '.join(close)}? all: " if close else ""
-    return f"one of {hint}{', '.join([*close, *rest])}"
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"one of {', '.join(names)}{hint}"
 
 
 def check(condition: bool, option: str, got: Any, takes: str) -> None:

@@ -121,7 +121,7 @@ def spectrum(result: Result) -> Figure:
     _say_over(axes, "median and range", shown.lanes)
     if shown.tau > 0:
         axes.axhline(shown.tau, color=ORANGE, linestyle="--", label=rf"$\tau$ = {shown.tau:.4g}", zorder=0)
-    _log_axis(axes, np.concatenate([shown.target, shown.learned]), decades=10)
+    _log_axis(axes, np.concatenate([shown.target, shown.learned]), decades=16)
     _mode_axis(axes, len(every), spread_out=len(every) > max(20, 4 * len(modes)))
     axes.set_xlabel("mode $i$, in descending order")
     axes.set_ylabel("eigenvalue of the covariance\n(data units squared)")
@@ -272,11 +272,13 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
+    """A figure of one column, that many inches high."""
     figure = Figure(figsize=(COLUMN, height), layout="constrained")
     return figure, figure.subplots()
 
 
 def _legend_above(figure: Figure) -> None:
+    """One row of labels above everything, where it cannot cover data."""
     figure.legend(loc="outside upper center", ncols=4, columnspacing=1, handletextpad=0.5)
 
 
@@ -318,7 +320,10 @@ def _mode_axis(axes: Axes, count: int, spread_out: bool) -> None:
 
 
 def _step_axis(axes: Axes, result: Result) -> None:
+    """Steps; logarithmic from step 1 on where the records are."""
     if result.config.record.spacing == "logarithmic":
         axes.set_xscale("symlog", linthresh=1)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     axes.set_xlabel("step")
     axes.margins(x=0.02)

@@ -156,77 +156,77 @@ def _uniform(bound: Callable[[int, int], Scalar]) -> Draw:
 
 @STARTS.register("normal")
 def normal(
-    key: PRNGKey, widths: Widths, target: Target, *, std: float = 0.1, balanced: bool = False
+    key: PRNGKey, widths: Widths, target: Target, *, scale: float = 0.1, balanced: bool = False
 ) -> Weights:
-    """Independent normal entries of mean 0 and standard deviation `std`.
+    """Independent normal entries of mean 0 and standard deviation `scale`.
 
-    Raises `InvalidOption` unless `std` > 0.
+    Raises `InvalidOption` unless `scale` > 0.
     """
-    _positive(std=std)
-    return _start(_normal(lambda rows, columns: std), key, widths, balanced)
+    _positive(scale=scale)
+    return _start(_normal(lambda rows, columns: scale), key, widths, balanced)
 
 
 @STARTS.register("uniform")
 def uniform(
-    key: PRNGKey, widths: Widths, target: Target, *, bound: float = 0.1, balanced: bool = False
+    key: PRNGKey, widths: Widths, target: Target, *, scale: float = 0.1, balanced: bool = False
 ) -> Weights:
-    """Independent entries, uniform between −`bound` and `bound`.
+    """Independent entries, uniform between −`scale` and `scale`.
 
-    Raises `InvalidOption` unless `bound` > 0.
+    Raises `InvalidOption` unless `scale` > 0.
     """
-    _positive(bound=bound)
-    return _start(_uniform(lambda rows, columns: bound), key, widths, balanced)
+    _positive(scale=scale)
+    return _start(_uniform(lambda rows, columns: scale), key, widths, balanced)
 
 
 @STARTS.register("xavier_normal")
 def xavier_normal(
-    key: PRNGKey, widths: Widths, target: Target, *, gain: float = 1.0, balanced: bool = False
+    key: PRNGKey, widths: Widths, target: Target, *, scale: float = 1.0, balanced: bool = False
 ) -> Weights:
-    """Normal entries of variance `gain`² · 2 / (fan-in + fan-out) (Glorot, Bengio 2010).
+    """Normal entries of variance `scale`² · 2 / (fan-in + fan-out) (Glorot, Bengio 2010).
 
-    The fans of the end-to-end matrix are m and n. Raises `InvalidOption` unless `gain` > 0.
+    The fans of the end-to-end matrix are m and n. Raises `InvalidOption` unless `scale` > 0.
     """
-    _positive(gain=gain)
-    draw = _normal(lambda rows, columns: gain * (2 / (rows + columns)) ** 0.5)
+    _positive(scale=scale)
+    draw = _normal(lambda rows, columns: scale * (2 / (rows + columns)) ** 0.5)
     return _start(draw, key, widths, balanced)
 
 
 @STARTS.register("xavier_uniform")
 def xavier_uniform(
-    key: PRNGKey, widths: Widths, target: Target, *, gain: float = 1.0, balanced: bool = False
+    key: PRNGKey, widths: Widths, target: Target, *, scale: float = 1.0, balanced: bool = False
 ) -> Weights:
-    """Uniform entries of mean 0 and variance `gain`² · 2 / (fan-in + fan-out).
+    """Uniform entries of mean 0 and variance `scale`² · 2 / (fan-in + fan-out).
 
-    Raises `InvalidOption` unless `gain` > 0.
+    Raises `InvalidOption` unless `scale` > 0.
     """
-    _positive(gain=gain)
-    draw = _uniform(lambda rows, columns: gain * (6 / (rows + columns)) ** 0.5)
+    _positive(scale=scale)
+    draw = _uniform(lambda rows, columns: scale * (6 / (rows + columns)) ** 0.5)
     return _start(draw, key, widths, balanced)
 
 
 @STARTS.register("kaiming_normal")
 def kaiming_normal(
-    key: PRNGKey, widths: Widths, target: Target, *, gain: float = 1.0, balanced: bool = False
+    key: PRNGKey, widths: Widths, target: Target, *, scale: float = 1.0, balanced: bool = False
 ) -> Weights:
-    """Normal entries of variance `gain`² / fan-in (He, Zhang, Ren, Sun 2015).
+    """Normal entries of variance `scale`² / fan-in (He, Zhang, Ren, Sun 2015).
 
-    A `gain` of 1 keeps the variance of the signal through linear layers; √2 is the one for
-    rectified units. Raises `InvalidOption` unless `gain` > 0.
+    A `scale` of 1 keeps the variance of the signal through linear layers; √2 is the one for
+    rectified units. Raises `InvalidOption` unless `scale` > 0.
     """
-    _positive(gain=gain)
-    return _start(_normal(lambda rows, columns: gain / columns**0.5), key, widths, balanced)
+    _positive(scale=scale)
+    return _start(_normal(lambda rows, columns: scale / columns**0.5), key, widths, balanced)
 
 
 @STARTS.register("kaiming_uniform")
 def kaiming_uniform(
-    key: PRNGKey, widths: Widths, target: Target, *, gain: float = 1.0, balanced: bool = False
+    key: PRNGKey, widths: Widths, target: Target, *, scale: float = 1.0, balanced: bool = False
 ) -> Weights:
-    """Uniform entries of mean 0 and variance `gain`² / fan-in; see `kaiming_normal`.
+    """Uniform entries of mean 0 and variance `scale`² / fan-in; see `kaiming_normal`.
 
-    Raises `InvalidOption` unless `gain` > 0.
+    Raises `InvalidOption` unless `scale` > 0.
     """
-    _positive(gain=gain)
-    draw = _uniform(lambda rows, columns: gain * (3 / columns) ** 0.5)
+    _positive(scale=scale)
+    draw = _uniform(lambda rows, columns: scale * (3 / columns) ** 0.5)
     return _start(draw, key, widths, balanced)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -115,10 +116,7 @@ def covariance(weights: Weights) -> Covariance:
 
 def imbalance(weights: Weights) -> Float[Array, "interfaces"]:
     """The N − 1 Frobenius norms ‖W_{j+1}ᵀ W_{j+1} − W_j W_jᵀ‖ (docs/theory.md §5)."""
-    norms = [
-        jnp.linalg.norm(above.T @ above - below @ below.T)
-        for below, above in zip(weights, weights[1:], strict=False)
-    ]
+    norms = [jnp.linalg.norm(above.T @ above - below @ below.T) for below, above in pairwise(weights)]
     return jnp.stack(norms) if norms else jnp.zeros((0,), weights[0].dtype)
 
 
@@ -244,7 +242,7 @@ def _down(cotangent: Array, layer_and_prefix: tuple[Array, Array]) -> tuple[Arra
     return layer.T @ cotangent, cotangent @ prefix.T
 
 
-def pull_back(packed: Packed, gradient: "Gradient") -> Packed:
+def pull_back(packed: Packed, gradient: Callable[[EndToEnd], EndToEnd]) -> Packed:
     """The gradients of all layers of a loss of W Wᵀ, in the layout of `packed`.
 
     `gradient` is the loss's gradient in function space. Where the bottleneck lies inside, it is

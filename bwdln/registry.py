@@ -114,14 +114,13 @@ class Registry:
         with within(self.group):
             for option, value in options.items():
                 if option not in taken:
-                    takes = nearest(option, taken) if taken else "no options"
-                    raise InvalidOption(option, value, f"{takes} (of {name})")
+                    takes = nearest(option, taken) if taken else f"nothing: {name} has no options"
+                    raise InvalidOption(option, value, takes)
             for option, parameter in taken.items():
                 if parameter.default is parameter.empty and option not in options:
                     raise InvalidOption(option, "nothing", _described(hints[option]))
             return {
-                option: convert(option, value, hints.get(option, Any))
-                for option, value in options.items()
+                option: convert(option, value, hints.get(option, Any)) for option, value in options.items()
             }
 
     def resolved(self, choice: Choice) -> Choice:

@@ -191,7 +191,7 @@ def program(static: Static) -> Program:
     def finish_all(states: State) -> tuple[Weights, Array]:
         return jax.vmap(finish, in_axes=(integrate.lane_axes(states),))(states)
 
-    return Program(*map(jax.jit, (init_all, advance_all, record_all, finish_all)))
+    return Program(jax.jit(init_all), jax.jit(advance_all), jax.jit(record_all), jax.jit(finish_all))
 
 
 def _parts(static: Static, lane: Lane) -> tuple[Target, Loss, Dynamics]:

@@ -112,7 +112,8 @@ def test_shortfalls_say_why():
     assert analysis.shortfalls(result, 1e-9) == [
         "seed 0 ended at relative gap 1.0e-05: reached its last step, 1,000, "
         "still decreasing: at this rate about 800 more steps are needed",
-        "seed 1 ended at relative gap 1.0e-03: stalled at step 1,000, no longer decreasing",
+        "seed 1 ended at relative gap 1.0e-03: stalled at step 1,000, "
+        "not decreasing lately: the limit of rounding, or a saddle",
         "seed 3 ended at relative gap inf: diverged by step 1,000; try a smaller step size",
         "seed 4 ended at relative gap 1.0e-05: interrupted at step 1,000, "
         "still decreasing: at this rate about 800 more steps are needed",
@@ -185,6 +186,8 @@ def test_samples_of_data_are_real_and_have_its_mean():
     result = synthetic.digits()
     drawn = analysis.samples(result, 5000)
     np.testing.assert_array_equal(drawn.real, result.dataset["real_samples"].values)
+    some = result.dataset["real_samples"].values[[0, 7, 15, 23]]
+    np.testing.assert_array_equal(analysis.samples(result, 4).real, some)
     mean, generator = result.dataset["sample_mean"].values, analysis.end_to_end(result, 0)
     spread = np.sqrt(np.diag(generator @ generator.T) / 5000)
     assert np.all(np.abs(drawn.trained.mean(axis=0) - mean) <= 5 * spread + 1e-12)

@@ -125,9 +125,9 @@ def test_an_array_of_something_else_is_refused(tmp_path, array, kind):
 def test_the_name_of_an_array_in_an_npz(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, mean=MATRIX, samples=MATRIX)
-    assert refusal(path) == "array: got null; takes one of mean, samples (the arrays of a.npz)"
+    assert refusal(path) == "array: got null; takes an array of a.npz, one of mean, samples"
     assert refusal(path, "sample") == (
-        "array: got sample; takes one of did you mean samples? all: samples, mean (the arrays of a.npz)"
+        "array: got sample; takes an array of a.npz, one of mean, samples; did you mean samples?"
     )
     np.save(tmp_path / "a.npy", MATRIX)
     assert refusal(tmp_path / "a.npy", "mean") == (

@@ -15,8 +15,8 @@ from bwdln.results import Result
 from tests import synthetic
 
 
-def two_records() -> Result:
-    return Result(synthetic.gaussian(seeds=4).dataset.isel(record=[0, -1]))
+def with_records(*records: int) -> Result:
+    return Result(synthetic.gaussian(seeds=4).dataset.isel(record=list(records)))
 
 
 def gap_zero() -> Result:
@@ -59,7 +59,8 @@ CASES = {
     "some diverged": (lambda: synthetic.with_diverged(synthetic.digits(), (0, 2), np.inf), EVERY),
     "all diverged": (lambda: synthetic.with_diverged(synthetic.gaussian(), (0, 1, 2)), EVERY),
     "all digits diverged": (lambda: synthetic.with_diverged(synthetic.digits(), (0, 1, 2)), ("samples",)),
-    "two records": (two_records, ("gap", "alignment")),
+    "two records": (lambda: with_records(0, -1), ("gap", "alignment")),
+    "interrupted at once": (lambda: with_records(0), EVERY),
     "gap 0": (gap_zero, ("gap",)),
     "always at the optimum": (always_at_the_optimum, ("gap", "alignment")),
     "depth 1, logarithmic": (logarithmic, ("gap", "alignment", "samples")),
@@ -103,6 +104,7 @@ def test_every_axis_has_a_label(case):
 def test_gap():
     (axes,) = drawn("digits")["gap"].axes
     assert axes.get_yscale() == "log" and axes.get_xscale() == "linear"
+    assert all(tick == round(tick) for tick in axes.get_xticks())
     assert axes.get_xlabel() == "step" and "tr" in axes.get_ylabel()
     assert "the smallest loss at rank 10" in axes.get_title(loc="left")
     assert labels(axes) == ["median of 3 seeds", "10–90 % of them", "each seed"]

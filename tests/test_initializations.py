@@ -196,12 +196,12 @@ def test_single_precision_without_x64() -> None:
 # --- distributions --------------------------------------------------------------------------------
 
 VARIANCES = {
-    "normal": ({"std": 0.3}, lambda rows, columns: 0.09),
-    "uniform": ({"bound": 0.6}, lambda rows, columns: 0.12),
-    "xavier_normal": ({"gain": 1.5}, lambda rows, columns: 2.25 * 2 / (rows + columns)),
-    "xavier_uniform": ({"gain": 1.5}, lambda rows, columns: 2.25 * 2 / (rows + columns)),
-    "kaiming_normal": ({"gain": 2**0.5}, lambda rows, columns: 2 / columns),
-    "kaiming_uniform": ({"gain": 2**0.5}, lambda rows, columns: 2 / columns),
+    "normal": ({"scale": 0.3}, lambda rows, columns: 0.09),
+    "uniform": ({"scale": 0.6}, lambda rows, columns: 0.12),
+    "xavier_normal": ({"scale": 1.5}, lambda rows, columns: 2.25 * 2 / (rows + columns)),
+    "xavier_uniform": ({"scale": 1.5}, lambda rows, columns: 2.25 * 2 / (rows + columns)),
+    "kaiming_normal": ({"scale": 2**0.5}, lambda rows, columns: 2 / columns),
+    "kaiming_uniform": ({"scale": 2**0.5}, lambda rows, columns: 2 / columns),
     "small": ({"scale": 1e-3}, lambda rows, columns: 1e-6 / columns),
     "low_rank": ({"scale": 2.0, "rank": 20}, lambda rows, columns: 4 / columns),
 }
@@ -456,11 +456,11 @@ def test_close_to_target_says_why_there_is_no_margin(
 # --- options --------------------------------------------------------------------------------------
 
 BAD = [
-    ("normal", {"std": 0.0}, "initialization.std: got 0.0; takes a finite number above 0"),
-    ("normal", {"std": float("inf")}, "initialization.std: got inf; takes a finite number above 0"),
-    ("uniform", {"bound": -1.0}, "initialization.bound: got -1.0; takes a finite number above 0"),
+    ("normal", {"scale": 0.0}, "initialization.scale: got 0.0; takes a finite number above 0"),
+    ("normal", {"scale": float("inf")}, "initialization.scale: got inf; takes a finite number above 0"),
+    ("uniform", {"scale": -1.0}, "initialization.scale: got -1.0; takes a finite number above 0"),
     *[
-        (f"{family}_{kind}", {"gain": -1.0}, "initialization.gain: got -1.0; takes a finite number above 0")
+        (f"{family}_{kind}", {"scale": -1.0}, "initialization.scale: got -1.0; takes a finite number above 0")
         for family in ("xavier", "kaiming")
         for kind in ("normal", "uniform")
     ],
@@ -472,9 +472,9 @@ BAD = [
     ("low_rank", {"rank": 4}, "initialization.rank: got 4; takes an integer from 1 to 3, the bottleneck of"),
     ("aligned", {"spectrum": "round"}, "initialization.spectrum: got 'round'; takes flat or target"),
     ("normal", {"balanced": 1}, "initialization.balanced: got 1; takes true or false"),
-    ("normal", {"sdt": 1.0}, "initialization.sdt: got 1.0; takes one of did you mean std?"),
+    ("normal", {"sdt": 1.0}, "initialization.sdt: got 1.0; takes one of balanced, scale"),
     ("file", {}, "initialization.path: got nothing; takes a text"),
-    ("nromal", {}, "initialization: got nromal; takes one of did you mean normal"),
+    ("nromal", {}, "initialization: got nromal; takes one of aligned, "),
 ]
 
 

@@ -1,5 +1,7 @@
 """Widths, products through the bottleneck, and layer gradients against autodiff."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ WIDTHS = (
 def random_weights(widths, seed=0):
     """Layers with standard normal entries over the root of their width."""
     rng = np.random.default_rng(seed)
-    pairs = zip(widths, widths[1:], strict=False)
+    pairs = itertools.pairwise(widths)
     return tuple(jnp.asarray(rng.normal(size=(up, down)) / np.sqrt(down)) for down, up in pairs)
 
 
@@ -94,8 +96,7 @@ def test_the_wide_product_is_never_formed():
 def test_imbalance_against_its_definition():
     weights = random_weights((3, 4, 2, 5))
     expected = [
-        np.linalg.norm(np.asarray(up.T @ up - down @ down.T))
-        for down, up in zip(weights, weights[1:], strict=False)
+        np.linalg.norm(np.asarray(up.T @ up - down @ down.T)) for down, up in itertools.pairwise(weights)
     ]
     np.testing.assert_allclose(networks.imbalance(weights), expected, rtol=1e-13)
     assert networks.imbalance(weights[:1]).shape == (0,)

@@ -458,8 +458,8 @@ BAD_OPTIONS = [
         for name in FAMILIES
     ],
     ("zipf", {"seed": 2**32}, "target.seed: got 4294967296"),
-    ("zipf", {"dimensions": 3}, "target.dimensions: got 3; takes one of did you mean dimension?"),
-    ("zip", {}, "target: got zip; takes one of did you mean zipf"),
+    ("zipf", {"dimensions": 3}, "target.dimensions: got 3; takes one of dimension, "),
+    ("zip", {}, "target: got zip; takes one of digits, "),
     ("power_law", {"exponent": -1.0}, "target.exponent: got -1.0; takes a number from 0"),
     ("power_law", {"exponent": float("inf")}, "target.exponent: got inf"),
     (

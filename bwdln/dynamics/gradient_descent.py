@@ -42,8 +42,8 @@ def gradient_descent(
     positive = not isinstance(step_size, int | float) or 0 < step_size < float("inf")
     check(positive, "step_size", step_size, "a number above 0")
     check(steps >= 1, "steps", steps, "an integer from 1")
-    plain = isinstance(gap_tolerance, int | float)
-    check(not plain or gap_tolerance >= 0, "gap_tolerance", gap_tolerance, "null or a number from 0")
+    fine = not isinstance(gap_tolerance, int | float) or gap_tolerance >= 0
+    check(fine, "gap_tolerance", gap_tolerance, "null or a number from 0")
     factor: Schedule = SCHEDULES.build(schedule, steps)
 
     def transformation(learning_rate: Scalar) -> optax.GradientTransformation:
@@ -93,9 +93,7 @@ def adam(
 
 
 @OPTIMIZERS.register("rmsprop")
-def rmsprop(
-    learning_rate: Scalar, *, decay: float = 0.9, eps: float = 1e-8
-) -> optax.GradientTransformation:
+def rmsprop(learning_rate: Scalar, *, decay: float = 0.9, eps: float = 1e-8) -> optax.GradientTransformation:
     """RMSprop: gradients divided by the root of their decaying mean square."""
     _check_fraction("decay", decay)
     _check_positive("eps", eps)
@@ -103,9 +101,7 @@ def rmsprop(
 
 
 @OPTIMIZERS.register("muon")
-def muon(
-    learning_rate: Scalar, *, beta: float = 0.95, nesterov: bool = True
-) -> optax.GradientTransformation:
+def muon(learning_rate: Scalar, *, beta: float = 0.95, nesterov: bool = True) -> optax.GradientTransformation:
     """Muon: momentum whose matrix is brought close to its polar factor by Newton-Schulz steps."""
     _check_fraction("beta", beta)
     matrix = optax.contrib.MuonDimensionNumbers()
@@ -115,9 +111,7 @@ def muon(
         kinds = [[stacked if b.ndim == 3 else matrix for b in blocks] for blocks in weights]
         return Packed(*map(tuple, kinds))
 
-    return optax.contrib.muon(
-        learning_rate, beta=beta, nesterov=nesterov, muon_weight_dimension_numbers=axes
-    )
+    return optax.contrib.muon(learning_rate, beta=beta, nesterov=nesterov, muon_weight_dimension_numbers=axes)
 
 
 def _check_fraction(option: str, value: float) -> None:
@@ -159,9 +153,7 @@ def exponential(steps: int, *, final_fraction: float = 0.01) -> Schedule:
 
 
 @SCHEDULES.register("warmup_cosine")
-def warmup_cosine(
-    steps: int, *, warmup_steps: int = 100, final_fraction: float = 0.0
-) -> Schedule:
+def warmup_cosine(steps: int, *, warmup_steps: int = 100, final_fraction: float = 0.0) -> Schedule:
     """From 0 up to 1 in `warmup_steps` along a line, then down as `cosine` over the rest."""
     _check_final(final_fraction)
     check(0 <= warmup_steps < steps, "warmup_steps", warmup_steps, f"an integer from 0 below {steps}")
