@@ -121,7 +121,11 @@ def spectrum(result: Result) -> Figure:
     _say_over(axes, "median and range", shown.lanes)
     if shown.tau > 0:
         axes.axhline(shown.tau, color=ORANGE, linestyle="--", label=rf"$\tau$ = {shown.tau:.4g}", zorder=0)
-    _log_axis(axes, np.concatenate([shown.target, shown.learned]), decades=16)
+    _log_axis(axes, np.concatenate([shown.target, shown.learned]), decades=10)
+    bottom = axes.get_ylim()[0]
+    off = modes[shown.learned < bottom]
+    if off.size:
+        axes.plot(off, np.full(off.shape, bottom), "v", color=BLUE, clip_on=False, label="below", zorder=3)
     _mode_axis(axes, len(every), spread_out=len(every) > max(20, 4 * len(modes)))
     axes.set_xlabel("mode $i$, in descending order")
     axes.set_ylabel("eigenvalue of the covariance\n(data units squared)")

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg  # noqa: F401: JAX's LAPACK; loaded here, so that its threads can be limited
+import threadpoolctl
 import xarray
 
 from bwdln import config as configuration
@@ -101,7 +103,7 @@ def prepare(config: Config) -> Problem:
 
     Raises `InvalidOption` for anything that cannot be run.
     """
-    jax.config.update("jax_enable_x64", True)
+    set_up_process()
     no_float64 = jax.default_backend() == "tpu"
     takes = "float32 on tpu, which has no float64 linear algebra"
     check(not (no_float64 and config.precision == "float64"), "precision", config.precision, takes)
@@ -117,6 +119,17 @@ def prepare(config: Config) -> Problem:
     motion, _ = configuration.split(DYNAMICS.resolved(config.dynamics))
     steps = record_steps(dynamics.steps, config.record)
     return Problem(config, Static(widths, loss, motion), target, dynamics, steps)
+
+
+def set_up_process() -> None:
+    """What a run needs of the whole process: float64 in JAX, and one thread in LAPACK.
+
+    XLA already runs the lanes of a batch side by side. Where LAPACK starts threads of its own below
+    that, the two wait for each other: on a busy machine decompositions of 64 × 64 matrices then take
+    up to 200 times as long.
+    """
+    jax.config.update("jax_enable_x64", True)
+    threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 
 def record_steps(steps: int, record: configuration.Record) -> np.ndarray:

@@ -1,13 +1,22 @@
 """Strict settings for every test: float64, no silent rank promotion, warnings are errors."""
 
 import jax
+import pytest
+from hypothesis import settings
 
-jax.config.update("jax_enable_x64", True)
+from bwdln import simulate
+
+simulate.set_up_process()
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-from hypothesis import settings  # noqa: E402
 
 # Examples compile programs now and then, so no deadline; derandomized, so that a failure is one
 # that the code earned and that everybody can repeat.
 settings.register_profile("bwdln", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("bwdln")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compilation_cache(tmp_path_factory):
+    """Programs that many tests share are compiled once in the session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

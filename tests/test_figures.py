@@ -32,6 +32,13 @@ def always_at_the_optimum() -> Result:
     return Result(dataset)
 
 
+def nothing_learned() -> Result:
+    """As from a start close to 0: one mode within ten decades, one below, one exactly 0."""
+    dataset = synthetic.gaussian().dataset.copy(deep=True)
+    dataset["singular_values"].values[:, -1] = [1e-4, 1e-10, 0]
+    return Result(dataset)
+
+
 def logarithmic() -> Result:
     dataset = synthetic.gaussian(depth=1).dataset.copy(deep=True)
     config = json.loads(dataset.attrs["configuration"])
@@ -59,6 +66,7 @@ CASES = {
     "some diverged": (lambda: synthetic.with_diverged(synthetic.digits(), (0, 2), np.inf), EVERY),
     "all diverged": (lambda: synthetic.with_diverged(synthetic.gaussian(), (0, 1, 2)), EVERY),
     "all digits diverged": (lambda: synthetic.with_diverged(synthetic.digits(), (0, 1, 2)), ("samples",)),
+    "nothing learned": (nothing_learned, ("spectrum",)),
     "two records": (lambda: with_records(0, -1), ("gap", "alignment")),
     "interrupted at once": (lambda: with_records(0), EVERY),
     "gap 0": (gap_zero, ("gap",)),
@@ -157,6 +165,14 @@ def test_spectrum():
     np.testing.assert_allclose(optimum.get_ydata()[above], shown.target[:20][above] - 40, rtol=1e-12)
     (errors,) = axes.containers
     np.testing.assert_array_equal(errors[0].get_ydata(), shown.learned)
+
+
+def test_spectrum_marks_what_lies_below_the_axis():
+    figure = drawn("nothing learned")["spectrum"]
+    (axes,) = figure.axes
+    (below,) = [line for line in axes.lines if line.get_label() == "below"]
+    np.testing.assert_array_equal(below.get_xdata(), [2, 3])
+    np.testing.assert_array_equal(below.get_ydata(), axes.get_ylim()[0])
 
 
 def test_spectrum_spreads_few_modes_out():
