@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg  # noqa: F401: JAX's LAPACK; loaded here, so that its threads can be limited
+import scipy.linalg  # noqa: F401  JAX calls its LAPACK; loaded here, so that its threads can be limited
 import threadpoolctl
 import xarray
 

@@ -79,7 +79,7 @@ def drawn(problem):
 def test_bures_value_equals_its_definition(problem, tau):
     _, generator, sigma = drawn(problem)
     expected = reference_bures(generator, np.asarray(sigma.covariance), float(tau))
-    np.testing.assert_allclose(bures("value", tau, generator, sigma), expected, atol=1e-7, rtol=1e-9)
+    np.testing.assert_allclose(bures("value", tau, generator, sigma), expected, atol=1e-6, rtol=1e-9)
 
 
 @given(problems)

@@ -527,7 +527,7 @@ BAD_OPTIONS = [
     ),
     ("image_patches", {"side": 512}, "target.side: got 512"),
     ("image_patches", {"image": "astronaut"}, "target.image: got 'astronaut'; takes brick or camera"),
-    ("digits", {"side": 8}, "target.side: got 8; takes no options (of digits)"),
+    ("digits", {"side": 8}, "target.side: got 8; takes nothing: digits has no options"),
     ("file", {}, "target.path: got nothing; takes a text"),
     ("file", {"path": "a.npy", "kind": "sample"}, "target.kind: got 'sample'; takes samples or covariance"),
 ]
@@ -725,7 +725,9 @@ def test_what_is_wrong_with_a_files_contents_names_the_file(tmp_path, kind):
 def test_options_that_do_not_fit_the_file_are_refused(tmp_path, values):
     path = str(tmp_path / "a.npz")
     np.savez(path, a=np.cov(values.T), b=values)
-    assert refusal("file", path=path).startswith("target.array: got null; takes one of a, b (the arrays of")
+    assert refusal("file", path=path).startswith(
+        "target.array: got null; takes an array of a.npz, one of a, b"
+    )
     said = refusal("file", path=path, kind="covariance", array="a", center=False)
     assert said == "target.center: got False; takes true for a covariance: there is nothing to center"
     for kind in ("samples", "covariance"):
