@@ -6,6 +6,8 @@ TPUs and recent GPUs otherwise round float32 products to about three digits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -48,6 +50,43 @@ def safe_divide(numerator: Array, denominator: Array) -> Array:
     return jnp.where(vanishes, 0, numerator / jnp.where(vanishes, 1, denominator))
 
 
+# --- a fast route with an exact one behind it -----------------------------------------------------
+
+
+def _where_accurate(
+    fast: Callable[..., tuple[Array, Array]], exact: Callable[..., Array]
+) -> Callable[..., Array]:
+    """The function of batches that `fast` computes where it is accurate, and `exact` elsewhere.
+
+    Both take arrays with any leading batch dimensions; `fast` also says which members it got right.
+    Exact values are computed only if some member needs one and used only for those that do, so a
+    lane's result does not depend on its neighbors.
+    """
+
+    @custom_vmap
+    def evaluate(*arguments: Array) -> Array:
+        values, accurate = fast(*arguments)
+
+        def replaced() -> Array:
+            return jnp.where(accurate[..., None, None], values, exact(*arguments))
+
+        return lax.cond(jnp.all(accurate), lambda: values, replaced)
+
+    @evaluate.def_vmap
+    def evaluate_batch(size: int, batched: list[bool], *arguments: Array) -> tuple[Array, bool]:
+        # A batch of batches is a batch: the decision stays one for all lanes under nested `vmap`.
+        lanes = (
+            each if is_batched else jnp.broadcast_to(each, (size, *each.shape))
+            for each, is_batched in zip(arguments, batched, strict=True)
+        )
+        return evaluate(*lanes), True
+
+    return evaluate
+
+
+# --- the polar factor -----------------------------------------------------------------------------
+
+
 @jax.custom_jvp
 def polar_factor(matrix: Float[Array, "p q"]) -> Float[Array, "p q"]:
     """The factor Q = U Vᵀ of A = Q H, for the compact decomposition A = U diag(s) Vᵀ.
@@ -59,27 +98,11 @@ def polar_factor(matrix: Float[Array, "p q"]) -> Float[Array, "p q"]:
     return _polar_factor(matrix)
 
 
-@custom_vmap
 def _polar_factor(matrix: Float[Array, "*batch p q"]) -> Float[Array, "*batch p q"]:
-    """`polar_factor` of a batch: from the Gram matrix where that is accurate, else exactly.
-
-    A singular value decomposition is computed only if some member of the batch needs it, and used
-    only for the members that do, so a lane's result does not depend on its neighbors.
-    """
+    """`polar_factor` of a batch: from the Gram matrix where that is accurate, else exactly."""
     if matrix.shape[-2] < matrix.shape[-1]:
-        return _polar_factor(matrix.mT).mT
-    factor, accurate = _polar_from_gram(matrix)
-
-    def replaced() -> Array:
-        return jnp.where(accurate[..., None, None], factor, _polar_from_svd(matrix))
-
-    return lax.cond(jnp.all(accurate), lambda: factor, replaced)
-
-
-@_polar_factor.def_vmap
-def _polar_factor_batched(_size: int, batched: list[bool], matrix: Array) -> tuple[Array, bool]:
-    """A batch of batches is a batch: keeps one decision for all lanes under nested `vmap`."""
-    return _polar_factor(matrix), batched[0]
+        return _polar_factor_tall(matrix.mT).mT
+    return _polar_factor_tall(matrix)
 
 
 def _polar_from_gram(matrix: Float[Array, "*batch p q"]) -> tuple[Array, Array]:
@@ -89,11 +112,10 @@ def _polar_from_gram(matrix: Float[Array, "*batch p q"]) -> tuple[Array, Array]:
     squares the error E = XᵀX − I away again. It is accurate when max |E| ≤ √eps before that step.
     """
     gram = matrix.mT @ matrix
-    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
     eigenvalues, vectors = jnp.linalg.eigh(gram, symmetrize_input=False)
     sigma = jnp.sqrt(jnp.maximum(eigenvalues, jnp.finfo(matrix.dtype).tiny))[..., None, :]
     nearly = (matrix @ vectors) / sigma
-    error = nearly.mT @ nearly - identity
+    error = nearly.mT @ nearly - _identities(gram.shape[-1], gram)
     refined = nearly - nearly @ (error * (sigma.mT / (sigma.mT + sigma)))
     largest = jnp.max(jnp.abs(error), axis=(-2, -1))
     return refined @ vectors.mT, largest <= jnp.sqrt(jnp.finfo(matrix.dtype).eps)
@@ -103,6 +125,9 @@ def _polar_from_svd(matrix: Float[Array, "*batch p q"]) -> Array:
     """The polar factor from the singular value decomposition: slower, and always accurate."""
     left, singular, right = jnp.linalg.svd(matrix, full_matrices=False)
     return (left * significant(singular)[..., None, :]) @ right
+
+
+_polar_factor_tall = _where_accurate(_polar_from_gram, _polar_from_svd)
 
 
 @polar_factor.defjvp
@@ -134,3 +159,108 @@ def nuclear_norm(matrix: Float[Array, "p q"]) -> Scalar:
 def _nuclear_norm_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (matrix,), (tangent,) = primals, tangents
     return nuclear_norm(matrix), jnp.sum(polar_factor(matrix) * tangent)
+
+
+# --- diagonal plus low rank -----------------------------------------------------------------------
+
+#: Quadrature nodes of `inverse_root_action`: enough for all digits of float64 at the range below.
+NODES = 64
+#: The largest ratio of the ends of the spectrum that the quadrature takes.
+LARGEST_RANGE = 1e13
+#: The quadrature is used from this dimension on, and where the dimension is this multiple of the
+#: columns: below that one decomposition is faster (benchmarks/losses.py).
+QUADRATURE_FROM = 100
+QUADRATURE_RATIO = 8
+
+
+def bordered(factor: Float[Array, "*batch n k"], diagonal: Float[Array, "*batch n"]) -> Array:
+    """[B, diag(√d)] of shape (n, k + n): the A with A Aᵀ = B Bᵀ + diag(d)."""
+    roots = safe_sqrt(diagonal)[..., None] * _identities(diagonal.shape[-1], factor)
+    return jnp.concatenate([factor, roots], axis=-1)
+
+
+def _identities(size: int, like: Float[Array, "*batch _ _"]) -> Float[Array, "*batch size size"]:
+    """The identity for every member of the batch of matrices `like`."""
+    return jnp.broadcast_to(jnp.eye(size, dtype=like.dtype), (*like.shape[:-2], size, size))
+
+
+@jax.custom_jvp
+def inverse_root_action(factor: Float[Array, "n k"], diagonal: Float[Array, "n"]) -> Float[Array, "n k"]:
+    """M^{-1/2} B for M = B Bᵀ + diag(d): the first k columns of the polar factor of `bordered`.
+
+    d ≥ 0, and where it is 0 the row of B must be 0, too (for a singular target both are), or all of
+    d is 0. Where k is small against n it costs O(n k²), by quadrature of the integral over the resolvents of
+    M (docs/theory.md §9); elsewhere, or where d is too small for that, the polar factor is computed.
+    """
+    rows, columns = factor.shape
+    if rows < max(QUADRATURE_FROM, QUADRATURE_RATIO * columns):
+        return _leading_polar_factor(factor, diagonal)
+    return _inverse_root_action(factor, diagonal)
+
+
+def _leading_polar_factor(factor: Array, diagonal: Array) -> Array:
+    return _polar_factor(bordered(factor, diagonal))[..., : factor.shape[-1]]
+
+
+def _by_quadrature(factor: Array, diagonal: Array) -> tuple[Array, Array]:
+    """Σ_j w_j (M + t_j²)⁻¹ B, each term by a k × k system, and whether that is accurate."""
+    lowest = jnp.min(jnp.where(diagonal > 0, diagonal, jnp.inf), axis=-1)
+    highest = jnp.max(diagonal, axis=-1) + jnp.sum(factor**2, axis=(-2, -1))
+    # False where all of d is 0, and for NaN, too.
+    accurate = (lowest < jnp.inf) & (highest <= LARGEST_RANGE * lowest)
+    points, weights = _elliptic_nodes(jnp.where(accurate, lowest, 1), jnp.where(accurate, highest, 1))
+    identity = _identities(factor.shape[-1], factor)
+
+    def add(total: Array, node: tuple[Array, Array]) -> tuple[Array, None]:
+        point, weight = node
+        scaled = factor / (diagonal + point[..., None] ** 2)[..., None]
+        lower = jnp.linalg.cholesky(identity + factor.mT @ scaled, symmetrize_input=False)
+        solved = lax.linalg.triangular_solve(lower, scaled, lower=True, transpose_a=True)
+        solved = lax.linalg.triangular_solve(lower, solved, lower=True)
+        return total + weight[..., None, None] * solved, None
+
+    return lax.scan(add, jnp.zeros_like(factor), (points, weights))[0], accurate
+
+
+_inverse_root_action = _where_accurate(_by_quadrature, _leading_polar_factor)
+
+
+def _elliptic_nodes(lowest: Array, highest: Array) -> tuple[Array, Array]:
+    """Points t_j and weights w_j, shape (NODES, …), with x^{-1/2} = Σ w_j / (x + t_j²) on the range.
+
+    The trapezoidal rule after t = √a sc(u, k'), with k'² = 1 − a/b for the range [a, b] (§9). The
+    elliptic functions come from the arithmetic-geometric mean, without cancellation, for the lower
+    half of the nodes; the upper half mirrors it, t ↦ √(ab) / t.
+    """
+    upper, lower = jnp.ones_like(lowest), jnp.sqrt(lowest / highest)
+    means = []
+    for _ in range(9):  # quadratic convergence: enough from any ratio up to 1e16
+        means.append((upper, lower))
+        upper, lower = (upper + lower) / 2, jnp.sqrt(upper * lower)
+    phases = (jnp.arange(NODES // 2, dtype=lowest.dtype) + 0.5) * (jnp.pi / (2 * NODES))
+    phases = phases.reshape(-1, *[1] * lowest.ndim)
+    cotangent = jnp.cos(phases) / jnp.sin(phases) * jnp.ones_like(upper)[None]
+    scale, delta, rotated = upper[None] * cotangent, jnp.ones_like(cotangent), cotangent
+    for first, second in reversed(means):  # descending Landen steps, for cs(u) and dn(u)
+        rotated = rotated * scale
+        scale = scale * delta
+        delta = (second[None] + rotated) / (first[None] + rotated)
+        rotated = scale / first[None]
+    tangent = 1 / scale
+    points = jnp.sqrt(lowest)[None] * tangent
+    weights = jnp.sqrt(lowest)[None] * delta * (1 + tangent**2) / (NODES * upper[None])
+    mirror = jnp.sqrt(lowest * highest)[None] / points
+    return jnp.concatenate([points, mirror]), jnp.concatenate([weights, weights * mirror / points])
+
+
+@inverse_root_action.defjvp
+def _inverse_root_action_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """The derivative of the polar factor of `bordered`."""
+    factor, diagonal = primals
+
+    def columns(factor: Array, diagonal: Array) -> Array:
+        return polar_factor(bordered(factor, diagonal))[:, : factor.shape[1]]
+
+    return inverse_root_action(factor, diagonal), jax.jvp(columns, primals, tangents)[1]

@@ -17,7 +17,14 @@ from jaxtyping import Float
 
 from bwdln import networks
 from bwdln.errors import check
-from bwdln.linalg import nuclear_norm, polar_factor, safe_divide, safe_sqrt
+from bwdln.linalg import (
+    bordered,
+    inverse_root_action,
+    nuclear_norm,
+    polar_factor,
+    safe_divide,
+    safe_sqrt,
+)
 from bwdln.registry import Registry
 from bwdln.targets import Target
 from bwdln.types import Array, Covariance, EndToEnd, Scalar, Spectrum, Weights
@@ -82,9 +89,7 @@ def bures_wasserstein(tau: float = 0.0) -> Loss:
 
     def gradient(generator: EndToEnd, target: Target) -> EndToEnd:
         modes = target.to_eigenbasis(generator)
-        root = safe_sqrt(target.eigenvalues)[:, None]
-        factor = polar_factor(_overlap(modes, root, shift(generator)))[:, : modes.shape[1]]
-        return target.from_eigenbasis(2 * (modes - root * factor))
+        return target.from_eigenbasis(_bures_gradient(modes, target.eigenvalues, shift(generator)))
 
     def gap(generator: EndToEnd, target: Target, rank: int) -> Scalar:
         modes = target.to_eigenbasis(generator)
@@ -100,15 +105,13 @@ def bures_wasserstein(tau: float = 0.0) -> Loss:
     return Loss(value, gradient, _both(value, gradient), gap, minimum, minimizer, tau)
 
 
-def _overlap(modes: EndToEnd, root: Array, tau: Array | None) -> Array:
-    """The matrix A with A Aᵀ = R (W Wᵀ + τ I) R: R W, beside it √τ R where τ may be positive.
-
-    With Q its polar factor, the optimal transport map T satisfies T W = R Q₁, Q₁ its first m
-    columns, so that ∇L = 2 (I − T) W = 2 (W − R Q₁) at every τ ≥ 0 and at every rank.
-    """
-    if tau is None:
-        return root * modes
-    return jnp.concatenate([root * modes, safe_sqrt(tau) * jnp.diag(root[:, 0])], axis=1)
+def _bures_gradient(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> EndToEnd:
+    """∇L = 2 (W − T W), with the optimal transport map T and T W = R M^{-1/2} R W, M = R Σ_τ R (§2)."""
+    root = safe_sqrt(eigenvalues)[:, None]
+    overlap = root * modes
+    # At τ = 0 this is the polar factor of R W: a k × k problem.
+    factor = polar_factor(overlap) if tau is None else inverse_root_action(overlap, tau * eigenvalues)
+    return 2 * (modes - root * factor)
 
 
 @jax.custom_jvp
@@ -127,9 +130,11 @@ def _bures_value_jvp(
 
 
 def _usual_form(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> Scalar:
-    """tr Σ_τ + tr Σ₀ − 2 ‖A‖_*: right, but it loses all digits near the optimum."""
-    traces = jnp.sum(modes**2) + jnp.sum(eigenvalues) + (0 if tau is None else len(modes) * tau)
-    return traces - 2 * nuclear_norm(_overlap(modes, safe_sqrt(eigenvalues)[:, None], tau))
+    """tr Σ_τ + tr Σ₀ − 2 tr (R Σ_τ R)^{1/2}: right, but it loses all digits near the optimum."""
+    overlap, traces = safe_sqrt(eigenvalues)[:, None] * modes, jnp.sum(modes**2) + jnp.sum(eigenvalues)
+    if tau is None:
+        return traces - 2 * nuclear_norm(overlap)
+    return traces + len(modes) * tau - 2 * nuclear_norm(bordered(overlap, tau * eigenvalues))
 
 
 def _bures_minimum(eigenvalues: Spectrum, tau: Array | None, rank: int) -> Scalar:

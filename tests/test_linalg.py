@@ -89,6 +89,89 @@ def test_derivative_at_constant_low_rank():
     np.testing.assert_allclose(tangent, slope, atol=1e-8)
 
 
+# --- diagonal plus low rank -----------------------------------------------------------------------
+
+action = jax.jit(linalg.inverse_root_action)
+
+
+def low_rank_problem(rng, rows, columns, smallest, zeros=0):
+    """(B, d) with d from 1 down to `smallest`, then zeros, where the rows of B are zero, too."""
+    diagonal = np.append(np.geomspace(1, smallest, rows - zeros), np.zeros(zeros))
+    factor = np.sqrt(diagonal)[:, None] * rng.normal(size=(rows, columns))
+    return jnp.asarray(factor), jnp.asarray(diagonal)
+
+
+def through_svd(factor, diagonal):
+    """M^{-1/2} B by the singular value decomposition of [B, diag(√d)]."""
+    left, singular, right = np.linalg.svd(linalg.bordered(factor, diagonal), full_matrices=False)
+    kept = singular > 1e-12 * singular[0]
+    return (left[:, kept] @ right[kept])[:, : factor.shape[1]]
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-6, 1e-10])
+@pytest.mark.parametrize("zeros", [0, 30])
+@pytest.mark.parametrize("columns", [1, 9])
+def test_quadrature_has_all_digits(smallest, zeros, columns):
+    factor, diagonal = low_rank_problem(np.random.default_rng(6), 120, columns, smallest, zeros)
+    values, accurate = linalg._by_quadrature(factor, diagonal)
+    assert accurate
+    np.testing.assert_allclose(values, through_svd(factor, diagonal), atol=1e-14)
+    np.testing.assert_allclose(action(factor, diagonal), values, atol=1e-14)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e4, 1e8, 1e13])
+def test_elliptic_nodes_give_the_inverse_root_on_their_range(ratio):
+    points, weights = linalg._elliptic_nodes(jnp.asarray(0.3), jnp.asarray(0.3 * ratio))
+    x = np.geomspace(0.3, 0.3 * ratio, 500)
+    roots = np.sum(np.asarray(weights) / (x[:, None] + np.asarray(points) ** 2), axis=1)
+    np.testing.assert_allclose(roots * np.sqrt(x), 1, atol=2e-15)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-16])
+def test_outside_of_its_range_the_exact_route_is_taken(scale):
+    rng = np.random.default_rng(7)
+    factor = jnp.asarray(rng.normal(size=(120, 4)))
+    diagonal = scale * jnp.asarray(rng.uniform(1, 2, 120))
+    assert not linalg._by_quadrature(factor, diagonal)[1]
+    expected = through_svd(factor, diagonal)
+    np.testing.assert_allclose(action(factor, diagonal), expected, atol=1e-7 if scale else 1e-13)
+
+
+def test_small_problems_take_the_polar_factor():
+    factor, diagonal = low_rank_problem(np.random.default_rng(8), 5, 3, 1e-3)
+    np.testing.assert_allclose(action(factor, diagonal), through_svd(factor, diagonal), atol=1e-14)
+
+
+@pytest.mark.parametrize("rows", [6, 104])
+def test_derivative_of_the_inverse_root_action(rows):
+    rng = np.random.default_rng(9)
+    factor, diagonal = low_rank_problem(rng, rows, 2, 0.1)
+    directions = jnp.asarray(rng.normal(size=factor.shape)), jnp.asarray(rng.uniform(size=rows))
+    _, tangent = jax.jvp(linalg.inverse_root_action, (factor, diagonal), directions)
+    step = 1e-6
+    ahead, behind = (
+        action(factor + sign * step * directions[0], diagonal + sign * step * directions[1])
+        for sign in (1, -1)
+    )
+    np.testing.assert_allclose(tangent, (ahead - behind) / (2 * step), atol=1e-8)
+
+
+def test_a_lane_that_needs_the_exact_route_leaves_its_neighbor_alone():
+    factor, diagonal = low_rank_problem(np.random.default_rng(10), 104, 2, 1e-3)
+    factors = jnp.stack([factor, factor])
+    batched = jax.jit(jax.vmap(linalg.inverse_root_action))
+    alone = batched(factors, jnp.stack([diagonal, diagonal]))
+    mixed = batched(factors, jnp.stack([diagonal, 0 * diagonal]))
+    np.testing.assert_array_equal(alone[0], mixed[0])
+    np.testing.assert_allclose(mixed[1], action(factor, 0 * diagonal), atol=1e-13)
+    # An argument that is the same for all lanes is not mapped over.
+    shared = jax.vmap(linalg.inverse_root_action, in_axes=(0, None))(factors, diagonal)
+    np.testing.assert_allclose(shared, alone, atol=1e-14)
+
+
+# --- shared ---------------------------------------------------------------------------------------
+
+
 def test_nested_vmap_equals_single_calls():
     matrices = jnp.asarray(np.random.default_rng(5).normal(size=(2, 3, 4, 3)))
     nested = jax.jit(jax.vmap(jax.vmap(linalg.polar_factor)))(matrices)

@@ -364,6 +364,21 @@ def test_gradient_of_least_norm_where_the_loss_has_a_kink():
     np.testing.assert_allclose(gradient, expected, atol=1e-15)
 
 
+def test_small_rank_in_a_large_dimension_takes_the_small_problem():
+    """n = 200, k = 5, τ > 0: the quadrature equals the transport map of §2 by NumPy."""
+    rng = np.random.default_rng(9)
+    eigenvalues = np.append(np.geomspace(3, 1e-4, 150), np.zeros(50))
+    generator = rng.normal(size=(200, 5))
+    sigma = Target(jnp.asarray(eigenvalues), None)
+    gradient = losses.bures_wasserstein(0.2).gradient(jnp.asarray(generator), sigma)
+    half = np.sqrt(eigenvalues)[:150, None]
+    inner = half * (generator[:150] @ generator[:150].T + 0.2 * np.eye(150)) * half.T
+    values, vectors = np.linalg.eigh(inner)
+    transported = half * ((vectors / np.sqrt(values)) @ vectors.T @ (half * generator[:150]))
+    expected = 2 * (generator - np.pad(transported, ((0, 50), (0, 0))))
+    np.testing.assert_allclose(gradient, expected, atol=1e-9)
+
+
 def test_tau_is_a_lane_with_zero_among_them():
     rng = np.random.default_rng(7)
     sigma, generator = target("distinct", 4, rng), jnp.asarray(rng.normal(size=(4, 4)))
