@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 
 class InvalidOption(ValueError):
@@ -42,3 +42,8 @@ def check(condition: bool, option: str, got: Any, takes: str) -> None:
     """Raise `InvalidOption` unless `condition` holds."""
     if not condition:
         raise InvalidOption(option, got, takes)
+
+
+def check_one_of(option: str, value: Any, choices: Any) -> None:
+    """Raise `InvalidOption` unless `value` is one of a `Literal`."""
+    check(value in get_args(choices), option, value, nearest(str(value), get_args(choices)))

@@ -21,7 +21,7 @@ import threadpoolctl
 import xarray
 
 from bwdln import config as configuration
-from bwdln import diagnostics, networks, results, targets
+from bwdln import data, diagnostics, networks, results, targets
 from bwdln.config import Config
 from bwdln.dynamics import integrate
 from bwdln.dynamics.base import DYNAMICS, Dynamics, Outcome, State
@@ -389,12 +389,12 @@ def _references(problem: Problem) -> dict[str, Any]:
         "target_eigenvalues": ("eigenvalue", np.asarray(target.eigenvalues)),
         "target_eigenvectors": (("feature", "eigenvalue"), np.asarray(target.eigenvectors)),
     }
-    samples = targets.samples(problem.config.target)
+    samples = data.samples(problem.config.target)
     if samples is not None:
-        data = np.asarray(samples.values)
-        chosen = np.linspace(0, len(data) - 1, min(REAL_SAMPLES, len(data))).astype(int)
-        values["sample_mean"] = ("feature", data.mean(axis=0))
-        values["real_samples"] = (("example", "feature"), data[chosen])
+        rows = np.asarray(samples.values)
+        chosen = np.linspace(0, len(rows) - 1, min(REAL_SAMPLES, len(rows))).astype(int)
+        values["sample_mean"] = ("feature", rows.mean(axis=0))
+        values["real_samples"] = (("example", "feature"), rows[chosen])
     return values
 
 
@@ -411,6 +411,6 @@ def _attributes(problem: Problem, interrupted: bool, seconds: float) -> dict[str
         "interrupted": int(interrupted),
         "schema": results.SCHEMA,
     }
-    samples = targets.samples(config.target)
+    samples = data.samples(config.target)
     shape = samples.image_shape if samples is not None else None
     return attributes | ({"image_shape": np.array(shape)} if shape else {})

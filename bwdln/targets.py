@@ -7,28 +7,24 @@ and decomposed on the host in NumPy float64.
 
 from __future__ import annotations
 
-import importlib
 import math
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from bwdln import data
 from bwdln.arrays import blamed_on, finite, read_array, real_array
-from bwdln.errors import InvalidOption, check, nearest
+from bwdln.errors import check, check_one_of
 from bwdln.linalg import RANK_THRESHOLD, safe_sqrt
-from bwdln.registry import Choice, Registry
+from bwdln.registry import Registry
 from bwdln.types import Array, Basis, Covariance, PRNGKey, Scalar, Spectrum
 
 TARGETS = Registry("target")
-SAMPLES = Registry("target")
 
 Reading: TypeAlias = Literal["eigenvalues", "singular_values"]
-Photograph: TypeAlias = Literal["brick", "camera", "coins", "grass", "gravel", "moon", "page", "text"]
-FileKind: TypeAlias = Literal["samples", "covariance"]
 
 #: Largest eigenvalue of a target: its square, as in the Frobenius loss, is far from overflow.
 LARGEST_EIGENVALUE = 1e150
@@ -79,19 +75,6 @@ class Target(NamedTuple):
         if self.eigenvectors is None:
             return jnp.diag(values)
         return (self.eigenvectors * values[None, :]) @ self.eigenvectors.T
-
-
-class Samples(NamedTuple):
-    """The data a target is estimated from.
-
-    Attributes:
-        values: shape (count, n), one sample a row, as the data give them (not centered).
-        image_shape: the (height, width) of a sample that is an image, with height · width = n;
-            None for anything else.
-    """
-
-    values: Float[Array, "count n"]
-    image_shape: tuple[int, int] | None = None
 
 
 # Spectra: pure functions of numbers and a key. Only `dimension` and `reading` are static.
@@ -191,7 +174,7 @@ def _gaussian_singular_values(key: PRNGKey, dimension: int) -> Array:
 
 def _drawn_spectrum(values: Array, rank: int | None, s_min: Scalar, reading: Reading) -> Spectrum:
     """What the authors do to descending values: lift to `s_min`, cut to `rank`, read."""
-    _check_one_of("reading", reading, Reading)
+    check_one_of("reading", reading, Reading)
     dimension = values.shape[0]
     at_rank = values[(dimension if rank is None else rank) - 1]
     lift = jnp.where(values[-1] < s_min, s_min - at_rank + 1 / dimension, 0.0)
@@ -328,8 +311,7 @@ def _rotated(eigenvalues: Spectrum, seed: int) -> Target:
 
 def _keys(seed: int) -> Array:
     """The keys of the spectrum and of the basis."""
-    check(0 <= seed < 2**32, "seed", seed, "an integer from 0 to 2^32 - 1")
-    return jax.random.split(jax.random.key(seed))
+    return jax.random.split(data.key(seed))
 
 
 def _check_shape(dimension: int, rank: int | None) -> None:
@@ -359,10 +341,6 @@ def _check_resolved(option: str, got: Any, ratio: float) -> None:
     got = f"{got}, which makes the smallest eigenvalue {ratio:.2g} of the largest"
     takes = f"what leaves it 0 or at least {RANK_THRESHOLD:g} of the largest"
     check(ratio >= RANK_THRESHOLD, option, got, takes)
-
-
-def _check_one_of(option: str, value: Any, choices: Any) -> None:
-    check(value in get_args(choices), option, value, nearest(str(value), get_args(choices)))
 
 
 # Targets from a covariance or from samples, on the host.
@@ -444,68 +422,19 @@ def _rounding(array: np.ndarray) -> float:
     return max(float(np.finfo(kind).eps), float(np.finfo(np.float64).eps))
 
 
-# Real data: one loader for each, and the target of what it loads.
-
-
-def samples(choice: Choice) -> Samples | None:
-    """The data behind a target; None for a target that is not estimated from samples."""
-    return SAMPLES.build(choice) if choice.name in SAMPLES else None
-
-
-@SAMPLES.register("digits")
-def digits_samples() -> Samples:
-    """scikit-learn's 1,797 handwritten digits, 8 × 8, gray levels 0 to 16. Raises `InvalidOption`."""
-    values = _extra("sklearn.datasets", "scikit-learn", "digits").load_digits().data
-    return Samples(np.asarray(values, np.float64), (8, 8))
+# Targets from data.
 
 
 @TARGETS.register("digits")
 def digits() -> Target:
     """The covariance of scikit-learn's digits: n = 64, of rank 61. Raises `InvalidOption`."""
-    return from_samples(digits_samples().values)
-
-
-@SAMPLES.register("faces")
-def faces_samples() -> Samples:
-    """The 100 faces of scikit-image's `lfw_subset`, 25 × 25, gray levels 0 to 1.
-
-    The subset's other half are images without a face. Raises `InvalidOption`.
-    """
-    images = np.load(_shipped("lfw_subset.npy", "faces"), allow_pickle=False)[:100]
-    return Samples(images.reshape(100, 625).astype(np.float64), (25, 25))
+    return from_samples(data.digits().values)
 
 
 @TARGETS.register("faces")
 def faces() -> Target:
     """The covariance of 100 faces: n = 625, of rank 99, singular. Raises `InvalidOption`."""
-    return from_samples(faces_samples().values)
-
-
-@SAMPLES.register("image_patches")
-def image_patches_samples(
-    *, image: Photograph = "camera", side: int = 8, count: int = 5000, seed: int = 0
-) -> Samples:
-    """Square patches of a photograph inside scikit-image, gray levels 0 to 1, each less its mean.
-
-    `count` different patches of `side` × `side` pixels, at places drawn from `seed`. Nothing is
-    ever downloaded. Raises `InvalidOption`.
-    """
-    _check_one_of("image", image, Photograph)
-    photograph = _extra("skimage.io", "scikit-image", "image_patches").imread(
-        _shipped(f"{image}.png", "image_patches")
-    )
-    height, width = photograph.shape
-    largest = min(height, width) - (height == width)
-    takes = f"an integer from 2 to {largest}: {image} has {height} x {width} pixels, room for two"
-    check(2 <= side <= largest, "side", side, takes)
-    windows = np.lib.stride_tricks.sliding_window_view(photograph, (side, side))
-    places = windows.shape[0] * windows.shape[1]
-    takes = f"an integer from 2 to {places}, the patches of side {side} in {image}"
-    check(2 <= count <= places, "count", count, takes)
-    chosen = jax.random.choice(_keys(seed)[0], places, (count,), replace=False)
-    rows, columns = np.divmod(np.asarray(chosen), windows.shape[1])
-    patches = windows[rows, columns].reshape(count, side * side) / 255.0
-    return Samples(patches - patches.mean(axis=1, keepdims=True), (side, side))
+    return from_samples(data.faces().values)
 
 
 @TARGETS.register("image_patches")
@@ -514,25 +443,7 @@ def image_patches(*, image: Photograph = "camera", side: int = 8, count: int = 5
 
     Raises `InvalidOption`.
     """
-    return from_samples(image_patches_samples(image=image, side=side, count=count, seed=seed).values)
-
-
-@SAMPLES.register("file")
-def file_samples(
-    *, path: str, kind: FileKind = "samples", array: str | None = None, center: bool = True
-) -> Samples | None:
-    """The samples in a user's file, as `file` reads them; None for a file with a covariance.
-
-    `center` says what the target does with the samples; they are returned as the file has them.
-    """
-    _check_one_of("kind", kind, FileKind)
-    if kind == "covariance":
-        return None
-    values = read_array(path, array).astype(np.float64)
-    if values.ndim != 3:
-        return Samples(values)
-    count, height, width = values.shape
-    return Samples(values.reshape(count, height * width), (height, width))
+    return from_samples(data.image_patches(image=image, side=side, count=count, seed=seed).values)
 
 
 @TARGETS.register("file")
@@ -547,7 +458,7 @@ def file(*, path: str, kind: FileKind = "samples", array: str | None = None, cen
     Raises `InvalidOption` for a file that cannot be read, and for what `from_samples` and
     `from_covariance` refuse. Nothing is ever unpickled.
     """
-    loaded = file_samples(path=path, kind=kind, array=array, center=center)
+    loaded = data.file(path=path, kind=kind, array=array, center=center)
     if loaded is not None:
         with blamed_on(path):
             return from_samples(loaded.values, center=center)
@@ -555,20 +466,3 @@ def file(*, path: str, kind: FileKind = "samples", array: str | None = None, cen
     covariance = read_array(path, array)
     with blamed_on(path):
         return from_covariance(covariance)
-
-
-def _extra(module: str, package: str, name: str) -> Any:
-    """A module of an optional package, imported now."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        takes = "an installation with the extra `data`: pip install 'bwdln[data]'"
-        raise InvalidOption("name", f"{name} without {package}", takes) from error
-
-
-def _shipped(file_name: str, name: str) -> Path:
-    """A file inside scikit-image itself: its own loaders may download what they do not find."""
-    path = Path(_extra("skimage", "scikit-image", name).__file__).parent / "data" / file_name
-    got = f"{name}, with a scikit-image that does not contain {file_name}"
-    check(path.is_file(), "name", got, "another version of scikit-image")
-    return path

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from bwdln import targets
+from bwdln import data, targets
+from bwdln.data import SAMPLES
 from bwdln.errors import InvalidOption
 from bwdln.registry import Choice
-from bwdln.targets import SAMPLES, TARGETS, Target, from_covariance, from_samples
+from bwdln.targets import TARGETS, Target, from_covariance, from_samples
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "target"
 REQUIRED = {"explicit": {"eigenvalues": (3.0, 1.0)}}
@@ -585,42 +586,42 @@ def test_targets_take_keyword_options_only_and_samples_take_the_same():
 
 
 def test_digits_are_all_of_them():
-    target, data = TARGETS.build(Choice("digits")), targets.samples(Choice("digits"))
-    assert data.values.shape == (1797, 64) and data.image_shape == (8, 8)
-    assert data.values.min() == 0 and data.values.max() == 16
+    target, loaded = TARGETS.build(Choice("digits")), data.samples(Choice("digits"))
+    assert loaded.values.shape == (1797, 64) and loaded.image_shape == (8, 8)
+    assert loaded.values.min() == 0 and loaded.values.max() == 16
     assert np.sum(np.asarray(target.eigenvalues) > 0) == 61
-    assert_is_decomposition(target, np.cov(data.values.T, bias=True))
+    assert_is_decomposition(target, np.cov(loaded.values.T, bias=True))
 
 
 def test_faces_are_the_first_half_and_singular():
-    target, data = TARGETS.build(Choice("faces")), targets.samples(Choice("faces"))
-    assert data.values.shape == (100, 625) and data.image_shape == (25, 25)
-    assert data.values.std(axis=0).mean() < 0.2, "the other half, crops without a face, differ by 0.29"
-    assert data.values.min() >= 0 and data.values.max() <= 1
+    target, loaded = TARGETS.build(Choice("faces")), data.samples(Choice("faces"))
+    assert loaded.values.shape == (100, 625) and loaded.image_shape == (25, 25)
+    assert loaded.values.std(axis=0).mean() < 0.2, "the other half, crops without a face, differ by 0.29"
+    assert loaded.values.min() >= 0 and loaded.values.max() <= 1
     assert np.sum(np.asarray(target.eigenvalues) > 0) == 99
-    assert_is_decomposition(target, np.cov(data.values.T, bias=True))
+    assert_is_decomposition(target, np.cov(loaded.values.T, bias=True))
 
 
-@pytest.mark.parametrize("image", typing.get_args(targets.Photograph))
+@pytest.mark.parametrize("image", typing.get_args(data.Photograph))
 def test_image_patches_are_patches_of_the_photograph_less_their_mean(image):
     from skimage.io import imread
 
     choice = Choice.of({"name": "image_patches", "image": image, "side": 4, "count": 500, "seed": 3})
-    target, data = TARGETS.build(choice), targets.samples(choice)
-    assert data.values.shape == (500, 16) and data.image_shape == (4, 4)
-    np.testing.assert_allclose(data.values.mean(axis=1), 0, atol=1e-15)
+    target, loaded = TARGETS.build(choice), data.samples(choice)
+    assert loaded.values.shape == (500, 16) and loaded.image_shape == (4, 4)
+    np.testing.assert_allclose(loaded.values.mean(axis=1), 0, atol=1e-15)
     assert np.sum(np.asarray(target.eigenvalues) > 0) <= 15
-    assert_is_decomposition(target, np.cov(data.values.T, bias=True))
-    photograph = imread(targets._shipped(f"{image}.png", "image_patches")) / 255.0
+    assert_is_decomposition(target, np.cov(loaded.values.T, bias=True))
+    photograph = imread(data._shipped(f"{image}.png", "image_patches")) / 255.0
     windows = np.lib.stride_tricks.sliding_window_view(photograph, (4, 4)).reshape(-1, 16)
     differences = windows - windows[:, :1]
-    for patch in data.values[:3]:
+    for patch in loaded.values[:3]:
         assert np.abs(differences - (patch - patch[0])).max(axis=1).min() < 1e-14
 
 
 def test_image_patches_are_different_and_depend_on_the_seed():
     choice = {"name": "image_patches", "image": "text", "side": 171, "count": 100}
-    first, again, other = (targets.samples(Choice.of(choice | {"seed": seed})).values for seed in (0, 0, 1))
+    first, again, other = (data.samples(Choice.of(choice | {"seed": seed})).values for seed in (0, 0, 1))
     assert len({patch.tobytes() for patch in first}) == 100
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
@@ -628,13 +629,13 @@ def test_image_patches_are_different_and_depend_on_the_seed():
 
 
 def test_a_family_has_no_samples():
-    assert targets.samples(Choice("zipf")) is None
+    assert data.samples(Choice("zipf")) is None
 
 
 def test_a_data_target_is_the_target_of_its_samples():
     for name in ("digits", "image_patches"):
-        target, data = TARGETS.build(Choice(name)), targets.samples(Choice(name))
-        for one, other in zip(target, from_samples(data.values), strict=True):
+        target, loaded = TARGETS.build(Choice(name)), data.samples(Choice(name))
+        for one, other in zip(target, from_samples(loaded.values), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
@@ -660,7 +661,7 @@ def test_a_file_that_scikit_image_lacks_is_said_and_not_downloaded():
     with pytest.raises(
         InvalidOption, match=r"name: got faces, with a scikit-image that does not contain no\.png"
     ):
-        targets._shipped("no.png", "faces")
+        data._shipped("no.png", "faces")
 
 
 def test_heavy_packages_are_imported_only_for_their_data():
@@ -692,20 +693,20 @@ def test_a_file_gives_the_target_of_its_contents(tmp_path, values, suffix, kind,
     expected = from_samples(values, center=center) if kind == "samples" else from_covariance(array)
     for one, other in zip(TARGETS.build(choice), expected, strict=True):
         np.testing.assert_array_equal(one, other)
-    data = targets.samples(choice)
+    loaded = data.samples(choice)
     if kind == "covariance":
-        assert data is None
+        assert loaded is None
     else:
-        np.testing.assert_array_equal(data.values, values)
-        assert data.image_shape is None
+        np.testing.assert_array_equal(loaded.values, values)
+        assert loaded.image_shape is None
 
 
 def test_a_stack_of_images_keeps_their_shape(tmp_path, values):
     np.savez(tmp_path / "a.npz", images=values.reshape(30, 2, 3), labels=np.arange(30))
     choice = Choice.of({"name": "file", "path": str(tmp_path / "a.npz"), "array": "images"})
-    data = targets.samples(choice)
-    np.testing.assert_array_equal(data.values, values)
-    assert data.image_shape == (2, 3)
+    loaded = data.samples(choice)
+    np.testing.assert_array_equal(loaded.values, values)
+    assert loaded.image_shape == (2, 3)
     np.testing.assert_array_equal(TARGETS.build(choice).eigenvalues, from_samples(values).eigenvalues)
 
 
