@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from bwdln import data
 from bwdln.arrays import blamed_on, finite, read_array, real_array
+from bwdln.data import FileKind, Photograph
 from bwdln.errors import check, check_one_of
 from bwdln.linalg import RANK_THRESHOLD, safe_sqrt
 from bwdln.registry import Registry
