@@ -32,10 +32,12 @@ class Samples(NamedTuple):
         values: shape (count, n), one sample a row, as the data give them (not centered).
         image_shape: the (height, width) of a sample that is an image, with height · width = n;
             None for anything else.
+        center: whether the target is their covariance about the mean, or about 0.
     """
 
     values: Float[Array, "count n"]
     image_shape: tuple[int, int] | None = None
+    center: bool = True
 
 
 def samples(choice: Choice) -> Samples | None:
@@ -99,16 +101,16 @@ def file(
 ) -> Samples | None:
     """The samples in a user's file, as `file` reads them; None for a file with a covariance.
 
-    `center` says what the target does with the samples; they are returned as the file has them.
+    The samples are returned as the file has them, whatever `center` says.
     """
     check_one_of("kind", kind, FileKind)
     if kind == "covariance":
         return None
     values = read_array(path, array).astype(np.float64)
     if values.ndim != 3:
-        return Samples(values)
+        return Samples(values, None, center)
     count, height, width = values.shape
-    return Samples(values.reshape(count, height * width), (height, width))
+    return Samples(values.reshape(count, height * width), (height, width), center)
 
 
 def _extra(module: str, package: str, name: str) -> Any:

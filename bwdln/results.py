@@ -85,7 +85,7 @@ VARIABLES = {
     "target_eigenvectors": Description("1", "eigenvectors of the target covariance, as columns"),
     "final_cosines": Description("1", "|cosine| between final singular vectors and eigenvectors"),
     "initial_end_to_end": Description("data units", "the generator W before the first step"),
-    "sample_mean": Description("data units", "mean of the data"),
+    "sample_mean": Description("data units", "mean of the data, or 0 where the target is about 0"),
     "real_samples": Description("data units", "examples from the data, not centered"),
 }
 

@@ -94,6 +94,9 @@ def run(config: Config, *, on_progress: Callable[[Progress], None] | None = None
     dataset = _dataset(problem, groups, records).assign(
         initial_end_to_end=(("seed", "feature", "latent"), initial), **_references(problem)
     )
+    samples = data.samples(config.target)
+    if samples is not None:
+        dataset = _with_samples(dataset, samples)
     seconds = time.perf_counter() - began
     return results.Result(dataset.assign_attrs(_attributes(problem, interrupted, seconds)))
 
@@ -378,30 +381,34 @@ def _dataset(problem: Problem, batches: list[Batch], records: list[dict[str, np.
 
 
 def _references(problem: Problem) -> dict[str, Any]:
-    """What the records are compared with: the target, the optimum, and real samples."""
+    """What the records are compared with: the target and the optimum."""
     target, rank = problem.target, networks.bottleneck(problem.static.widths)
     loss: Loss = LOSSES.build(problem.config.loss)
     optimum = jnp.diagonal(loss.minimizer(target.in_eigenbasis(), rank))[:rank]
-    values: dict[str, Any] = {
+    return {
         "minimum": float(loss.minimum(target, rank)),
         "target_trace": float(jnp.sum(target.eigenvalues)),
         "optimal_singular_values": ("mode", np.sqrt(optimum)),
         "target_eigenvalues": ("eigenvalue", np.asarray(target.eigenvalues)),
         "target_eigenvectors": (("feature", "eigenvalue"), np.asarray(target.eigenvectors)),
     }
-    samples = data.samples(problem.config.target)
-    if samples is not None:
-        rows = np.asarray(samples.values)
-        chosen = np.linspace(0, len(rows) - 1, min(REAL_SAMPLES, len(rows))).astype(int)
-        values["sample_mean"] = ("feature", rows.mean(axis=0))
-        values["real_samples"] = (("example", "feature"), rows[chosen])
-    return values
+
+
+def _with_samples(dataset: xarray.Dataset, samples: data.Samples) -> xarray.Dataset:
+    """The dataset with some of the data, and what to add to a generated sample to be like them."""
+    rows = np.asarray(samples.values)
+    chosen = np.linspace(0, len(rows) - 1, min(REAL_SAMPLES, len(rows))).astype(int)
+    shape = {} if samples.image_shape is None else {"image_shape": np.array(samples.image_shape)}
+    return dataset.assign(
+        sample_mean=("feature", rows.mean(axis=0) * samples.center),
+        real_samples=(("example", "feature"), rows[chosen]),
+    ).assign_attrs(shape)
 
 
 def _attributes(problem: Problem, interrupted: bool, seconds: float) -> dict[str, Any]:
     """What a result says about where it comes from."""
     config = problem.config
-    attributes = results.provenance() | {
+    return results.provenance() | {
         "configuration": config.json(),
         "widths": np.array(problem.static.widths),
         "precision": config.precision,
@@ -411,6 +418,3 @@ def _attributes(problem: Problem, interrupted: bool, seconds: float) -> dict[str
         "interrupted": int(interrupted),
         "schema": results.SCHEMA,
     }
-    samples = data.samples(config.target)
-    shape = samples.image_shape if samples is not None else None
-    return attributes | ({"image_shape": np.array(shape)} if shape else {})

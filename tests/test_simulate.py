@@ -210,6 +210,19 @@ def test_data_targets_keep_samples_and_their_shape():
     np.testing.assert_array_equal(result.dataset.attrs["image_shape"], [8, 8])
 
 
+@pytest.mark.parametrize("center", [True, False])
+def test_a_users_own_samples(tmp_path, center):
+    """The optimum at rank 3 is the tail of their second moments, about the mean or about 0."""
+    values = np.random.default_rng(0).normal(size=(40, 5)) + 3
+    np.save(tmp_path / "values.npy", values)
+    target = {"name": "file", "path": str(tmp_path / "values.npy"), "center": center}
+    dataset = simulate.run(config(target=target, dynamics__step_size=1e-3)).dataset
+    mean = values.mean(axis=0) if center else np.zeros(5)
+    np.testing.assert_allclose(dataset["sample_mean"], mean, rtol=1e-13)
+    moments = np.linalg.svd(values - mean, compute_uv=False) ** 2 / 40
+    np.testing.assert_allclose(float(dataset["minimum"]), np.sum(moments[3:]), rtol=1e-11)
+
+
 def test_digits_optimum_is_the_pca_tail():
     from sklearn.datasets import load_digits
 
