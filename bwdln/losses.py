@@ -39,7 +39,8 @@ class Loss(NamedTuple):
     `gradient(W, target)`: ∇L(W), shape (n, m).
     `value_and_gradient(W, target)`: both.
     `gap(W, target, rank)`: value minus the minimum over generators of that rank (a static integer,
-    at most min(n, m)), as a sum of non-negative terms: never negative, no cancellation.
+    at most min(n, m)), as a sum of non-negative terms: never negative, no cancellation. W has at
+    most that rank; singular values beyond it count as the rounding of zeros.
     `minimum(target, rank)`: the smallest value at that rank.
     `minimizer(target, rank)`: the covariance W Wᵀ that attains it, shape (n, n); it has the
     eigenvectors of the target.
@@ -148,15 +149,15 @@ def _bures_minimum(eigenvalues: Spectrum, tau: Array | None, rank: int) -> Scala
 def _bures_gap(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, rank: int) -> Scalar:
     """The gap as the sum of non-negative terms of §9.
 
-    `left` (U) and `nearest` (Z) are orthogonal; `scale` (μ) are the roots of the eigenvalues of
-    W Wᵀ + τ I. At τ = 0 only the first `rank` columns of diag(r) U diag(μ) are non-zero.
+    `left` (U) and `nearest` (Z) have orthonormal columns; `scale` (μ) are the roots of the eigenvalues
+    of W Wᵀ + τ I. At τ = 0 all but the first `rank` of them vanish, and so many columns suffice.
     """
-    left, singular = _left_singular(modes, rank)
-    root = safe_sqrt(eigenvalues)
+    left, singular = _left_singular(modes, rank, complete=tau is not None)
+    root, count = safe_sqrt(eigenvalues), left.shape[1]
     scale = singular if tau is None else jnp.sqrt(singular**2 + tau)
-    columns = rank if tau is None else len(root)
-    nearest = _completed_polar_factor(root[:, None] * left[:, :columns] * scale[None, :columns])
-    distances = jnp.sum(root[:, None] * scale[None, :] * (left - nearest) ** 2)
+    outer, _, inner = jnp.linalg.svd(root[:, None] * left * scale[None, :count], full_matrices=False)
+    nearest = outer @ inner
+    distances = jnp.sum(root[:, None] * scale[None, :count] * (left - nearest) ** 2)
     root_drops = safe_divide(_drops(eigenvalues), _sums(root))
     scale_drops = safe_divide(_drops(singular) * _sums(singular), _sums(scale))
     deficits = (_ordering_deficit(each, root_drops, scale_drops) for each in (left, nearest))
@@ -171,13 +172,6 @@ def _mode_gaps(singular: Array, scale: Array, root: Array, tau: Array | None, ra
         unlearnt = safe_divide(singular**2 * (scale + floor - 2 * root), scale + floor)
         known = jnp.where(root > floor, known, unlearnt)
     return jnp.sum(known[:rank])
-
-
-def _completed_polar_factor(matrix: Float[Array, "n c"]) -> Float[Array, "n n"]:
-    """An orthogonal matrix whose first c columns are a polar factor of `matrix`."""
-    left, _, right = jnp.linalg.svd(matrix, full_matrices=True)
-    count = matrix.shape[1]
-    return jnp.concatenate([left[:, :count] @ right, left[:, count:]], axis=1)
 
 
 # --- Frobenius ------------------------------------------------------------------------------------
@@ -235,32 +229,40 @@ def _from_spectrum(target: Target, spectrum: Spectrum) -> Covariance:
     return half @ half.T
 
 
-def _left_singular(modes: EndToEnd, rank: int) -> tuple[Array, Array]:
-    """All left singular vectors (n, n) and n singular values, zero beyond the first `rank`.
+def _left_singular(modes: EndToEnd, rank: int, *, complete: bool = False) -> tuple[Array, Array]:
+    """The first `rank` left singular vectors, or a complete basis, and n singular values.
 
-    Raises `InvalidOption` for a rank that a generator of this shape cannot have.
+    Shapes (n, rank) or (n, n), and (n,); the values beyond the first `rank` are zero. Raises
+    `InvalidOption` for a rank that a generator of this shape cannot have.
     """
     size, most = modes.shape[0], min(modes.shape)
     check(1 <= rank <= most, "rank", rank, f"an integer from 1 to min(n, m) = {most}")
-    left, singular, _ = jnp.linalg.svd(modes, full_matrices=modes.shape[1] < size)
-    return left, jnp.pad(singular[:rank], (0, size - rank))
+    left, singular, _ = jnp.linalg.svd(modes, full_matrices=complete and most < size)
+    return left if complete else left[:, :rank], jnp.pad(singular[:rank], (0, size - rank))
 
 
 def _ordering_deficit(
-    basis: Float[Array, "n n"], first_drops: Float[Array, "n-1"], second_drops: Float[Array, "n-1"]
+    basis: Float[Array, "n c"], first_drops: Float[Array, "n-1"], second_drops: Float[Array, "n-1"]
 ) -> Scalar:
     """h(X) of §9: Σ x_i y_i − Σ x_i y_j X_ij² for descending x, y ≥ 0 and X orthogonal.
 
     Summed by parts over the drops x_p − x_{p+1} and y_q − y_{q+1}, each pair times the mass of X²
     on the wrong sides of the corner (p, q): non-negative terms only. The caller computes the drops,
-    because they decide the accuracy where neighbors nearly coincide.
+    because they decide the accuracy where neighbors nearly coincide. Where y vanishes beyond the
+    first c columns of X, these are enough.
     """
+    size, count = basis.shape
     squares = basis**2
-    above, below = jnp.cumsum(squares, axis=0), _sum_after(squares, axis=0)
-    upper_right, lower_left = _sum_after(above, axis=1), jnp.cumsum(below, axis=1)
-    index = jnp.arange(len(basis))
-    misplaced = jnp.where(index[:, None] <= index[None, :], upper_right, lower_left)
-    return first_drops @ misplaced[:-1, :-1] @ second_drops
+    # The mass of row i beyond the columns given: the squared distance of e_i from their span.
+    outside = jnp.eye(size, count, dtype=basis.dtype) - basis @ basis[:count].T
+    beyond = jnp.pad(jnp.sum(outside**2, axis=0), (0, size - count))[:, None]
+    right = _sum_after(squares, axis=1) + (beyond if count < size else 0)
+    upper_right = jnp.cumsum(right, axis=0)
+    lower_left = jnp.cumsum(_sum_after(squares, axis=0), axis=1)
+    rows, columns = jnp.arange(size)[:, None], jnp.arange(count)[None, :]
+    misplaced = jnp.where(rows <= columns, upper_right, lower_left)
+    corners = min(count, size - 1)
+    return first_drops @ misplaced[:-1, :corners] @ second_drops[:corners]
 
 
 def _sum_after(values: Array, axis: int) -> Array:
