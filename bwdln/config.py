@@ -3,7 +3,8 @@
 Every field says in its metadata what a change of it means. *Static* changes the compiled program
 (shapes, kinds); *traced* is a number the same program takes as input, so configurations that
 differ only there can be lanes of one program; *host* matters only outside of compiled code.
-Inside a `Choice`, floats are traced and everything else is static (`split`).
+Inside a `Choice`, floats are traced and everything else is static (`split`): texts, integers, lists,
+and choices within a choice, such as an optimizer with its numbers.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ class Config:
     plugins: tuple[str, ...] = host(())
 
     def __post_init__(self) -> None:
-        check(self.seeds >= 1, "seeds", self.seeds, "an integer from 1")
         check(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
+        most = 2**32 - self.seed
+        check(1 <= self.seeds <= most, "seeds", self.seeds, f"an integer from 1 to {most}")
         check(self.record.count >= 1, "record.count", self.record.count, "an integer from 1")
 
     def mapping(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def bures_wasserstein(tau: float = 0.0) -> Loss:
     Raises `InvalidOption` for a plain number that is negative, infinite or not a number.
     """
     known = isinstance(tau, int | float | np.number)
-    check(not known or (tau >= 0 and np.isfinite(tau)), "tau", tau, "a number from 0")
+    check(not known or (tau >= 0 and np.isfinite(tau)), "tau", tau, "a finite number from 0")
 
     def shift(like: Array) -> Array | None:
         return None if known and tau == 0 else jnp.asarray(tau, like.dtype)

@@ -27,6 +27,7 @@ from bwdln.dynamics import integrate
 from bwdln.dynamics.base import DYNAMICS, Dynamics, Outcome, State
 from bwdln.errors import check, within
 from bwdln.initializations import STARTS
+from bwdln.interruption import Interruption
 from bwdln.losses import LOSSES, Loss, layer_gradients
 from bwdln.registry import Choice, load_plugins
 from bwdln.targets import Target
@@ -73,6 +74,7 @@ class Problem(NamedTuple):
     config: Config
     static: Static
     target: Target
+    samples: data.Samples | None
     dynamics: Dynamics
     record_steps: np.ndarray
 
@@ -80,23 +82,24 @@ class Problem(NamedTuple):
 def run(config: Config, *, on_progress: Callable[[Progress], None] | None = None) -> results.Result:
     """Run every seed of a configuration as a lane, and return the records and final weights.
 
-    The lane of seed s is the same whatever other lanes run beside it. Ctrl-C ends the run early: the
-    result then holds what was recorded, with the attribute `interrupted` = 1.
+    The lane of seed s is the same whatever other lanes run beside it. Ctrl-C ends the run within a
+    fraction of a second or, while something compiles, after that: the result then holds what was
+    recorded, with the attribute `interrupted` = 1. A second Ctrl-C gives up at once.
 
     Raises `InvalidOption`, before anything compiles, for a configuration that cannot be run.
     """
     began = time.perf_counter()
-    problem = prepare(config)
-    weights = starts(problem)
-    groups = batches(problem, weights)
-    interrupted, records = _integrate(problem, groups, on_progress)
+    with Interruption() as interruption:
+        problem = prepare(config)
+        weights = starts(problem)
+        groups = batches(problem, weights)
+        interrupted, records = _integrate(problem, groups, on_progress, interruption)
     initial = np.asarray(jax.vmap(networks.end_to_end)(weights), config.precision)
     dataset = _dataset(problem, groups, records).assign(
         initial_end_to_end=(("seed", "feature", "latent"), initial), **_references(problem)
     )
-    samples = data.samples(config.target)
-    if samples is not None:
-        dataset = _with_samples(dataset, samples)
+    if problem.samples is not None:
+        dataset = _with_samples(dataset, problem.samples)
     seconds = time.perf_counter() - began
     return results.Result(dataset.assign_attrs(_attributes(problem, interrupted, seconds)))
 
@@ -115,13 +118,22 @@ def prepare(config: Config) -> Problem:
     # Only numbers are looked at here, so the gradient need not be one.
     dynamics: Dynamics = DYNAMICS.build(config.dynamics, lambda weights: weights)
     with jax.default_device(jax.devices("cpu")[0]):
-        target = targets.TARGETS.build(config.target)
+        target, samples = targets.TARGETS.build(config.target), data.samples(config.target)
+    _check_scale(target, config.precision)
     with within("network"):
         widths = networks.widths(target.dimension, config.network)
     loss, _ = configuration.split(LOSSES.resolved(config.loss))
     motion, _ = configuration.split(DYNAMICS.resolved(config.dynamics))
     steps = record_steps(dynamics.steps, config.record)
-    return Problem(config, Static(widths, loss, motion), target, dynamics, steps)
+    return Problem(config, Static(widths, loss, motion), target, samples, dynamics, steps)
+
+
+def _check_scale(target: Target, precision: str) -> None:
+    """Refuse a target whose eigenvalues have no squares in the precision of the run."""
+    largest, kind = float(target.eigenvalues[0]), np.finfo(precision)
+    lowest, highest = float(kind.tiny) ** 0.5, float(kind.max) ** 0.5
+    takes = f"one from {lowest:.0e} to {highest:.0e} in {precision}: scale the data"
+    check(lowest <= largest <= highest, "target", f"a largest eigenvalue of {largest:.2g}", takes)
 
 
 def set_up_process() -> None:
@@ -289,7 +301,10 @@ def batches(problem: Problem, weights: Weights) -> list[Batch]:
 
 
 def _integrate(
-    problem: Problem, batches: list[Batch], on_progress: Callable[[Progress], None] | None
+    problem: Problem,
+    batches: list[Batch],
+    on_progress: Callable[[Progress], None] | None,
+    interruption: Interruption,
 ) -> tuple[bool, list[dict[str, np.ndarray]]]:
     """Advance all batches from record to record; whether it was interrupted, and the records."""
     records: list[dict[str, np.ndarray]] = []
@@ -306,6 +321,7 @@ def _integrate(
         for until in problem.record_steps:
             for stop in pace.stops(at, int(until)):
                 for batch in batches:
+                    interruption.check()
                     batch.advance(stop)
                 at = stop
                 report()

@@ -63,7 +63,7 @@ def application(function: Callable[[Config, Path], Any], config_name: str = "con
                 decorate(job)()
         except KeyboardInterrupt:
             _say("interrupted")
-            sys.exit(INTERRUPTED)
+            _leave(INTERRUPTED)
         except Refused:
             sys.exit(1)
         except Exception as error:
@@ -102,6 +102,13 @@ def _refuse(line: str) -> NoReturn:
 def _raised_in_job(error: Exception) -> bool:
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code is _run_job.__code__ for frame, _ in frames)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process at once: JAX may be compiling, and would crash in an interpreter that ends."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _say(line: str) -> None:

@@ -19,6 +19,7 @@ if not __package__:  # run as a script: only the folder of this file is on the p
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bwdln.config import Config
+from bwdln.interruption import Interruption
 from experiments import command_line
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ log = logging.getLogger("experiments.train")  # also where this is __main__
 
 #: The relative gap within which a seed counts as having reached the optimum.
 REACHED = 1e-9
+#: How many seeds that did not reach it are explained on the terminal; the log explains all.
+SHORTFALLS = 8
 
 
 def train(config: Config, folder: Path) -> float:
@@ -45,7 +48,8 @@ def train(config: Config, folder: Path) -> float:
         log.info("%s: %s", name, value)
     with display.progress() as on_progress:
         result = simulate.run(config, on_progress=on_progress)
-    path = results.save(result, folder)
+    with Interruption(hold=True):
+        path = results.save(result, folder)
     interrupted = bool(result.dataset.attrs["interrupted"])
     if interrupted:
         report(["interrupted: what was recorded until now is kept"])
@@ -67,7 +71,11 @@ def summarize(result: Result) -> float:
     display.show(rows)
     short = analysis.shortfalls(result, REACHED)
     within = len(rows) - len(short)
-    report([f"{within} of {len(rows)} seeds are within {REACHED:.0e} relative gap of the optimum", *short])
+    report([f"{within} of {len(rows)} seeds are within {REACHED:.0e} relative gap of the optimum"])
+    report(short[:SHORTFALLS])
+    if len(short) > SHORTFALLS:
+        print(f"and {len(short) - SHORTFALLS} more: see the log")
+        log.info("%s", "\n".join(short[SHORTFALLS:]))
     return statistics.median(row.relative_gap for row in rows)
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: From bottom to top: a module imports from lower layers and from itself, never sideways.
 LAYERS = (
-    {"errors", "types"},
+    {"errors", "types", "interruption"},
     {"registry"},
     {"config"},
     {"linalg", "arrays"},
@@ -34,7 +34,7 @@ LAYERS = (
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 #: What everyone may import.
-BASE = {"errors", "types", "registry"}
+BASE = {"errors", "types", "interruption", "registry"}
 #: Parts that read results: all they may import, beside the base.
 ONLY = {
     "results": {"config", "targets"},

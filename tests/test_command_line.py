@@ -4,8 +4,10 @@ import logging
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -335,7 +337,49 @@ def test_an_interruption_at_any_other_time_is_one_line(command, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(simulate, "run", run)
+    monkeypatch.setattr(os, "_exit", sys.exit)
     assert command(*TINY) == (130, "", "interrupted\n")
+
+
+LONG = ("target.dimension=6", "seeds=3", "dynamics.steps=2000000000", "dynamics.step_size=1e-9")
+
+
+def long_run(folder):
+    """A run of hours in a process of its own, once it has begun."""
+    arguments = ["-m", "experiments.train", *LONG, f"hydra.run.dir={folder}"]
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (folder / "train.log").exists() or "device" not in (folder / "train.log").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 1.5, 4.0, 10.0])
+def test_ctrl_c_keeps_what_was_recorded_whenever_it_comes(tmp_path, seconds):
+    """During set-up, while something compiles, and between blocks of steps."""
+    process = long_run(tmp_path)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert "interrupted: what was recorded until now is kept" in out
+    result = results.load(tmp_path)
+    assert result.outcomes == ("running",) * 3
+    assert result.dataset.attrs["interrupted"] == 1
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path):
+    process = long_run(tmp_path)
+    for _ in range(2):
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err in ("interrupted\n", "")
 
 
 def test_a_sweeper_never_gets_nan(monkeypatch, tmp_path):

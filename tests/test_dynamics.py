@@ -271,7 +271,7 @@ def test_an_ended_lane_does_not_move():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step_size": 0.0}, r"^dynamics\.step_size: got 0\.0; takes a number above 0"),
+        ({"step_size": 0.0}, r"^dynamics\.step_size: got 0\.0; takes a finite number above 0"),
         ({"step_size": -1}, r"^dynamics\.step_size: got -1\.0"),
         ({"step_size": float("nan")}, r"^dynamics\.step_size: got nan"),
         ({"steps": 0}, r"^dynamics\.steps: got 0; takes an integer from 1"),

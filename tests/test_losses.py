@@ -404,7 +404,7 @@ def test_float32_stays_float32():
 
 @pytest.mark.parametrize("tau", [-0.1, float("nan"), float("inf")])
 def test_refuses_a_bad_tau(tau):
-    with pytest.raises(InvalidOption, match=r"tau: got .*; takes a number from 0"):
+    with pytest.raises(InvalidOption, match=r"tau: got .*; takes a finite number from 0"):
         losses.bures_wasserstein(tau)
     with pytest.raises(InvalidOption, match=r"^loss\.tau: got "):
         losses.LOSSES.build(Choice("bures_wasserstein", (("tau", tau),)))

@@ -390,7 +390,7 @@ def test_a_users_own_loss_start_and_target(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"loss": {"name": "bures_waserstein"}}, r"^loss: got bures_waserstein; takes .*did you mean bures"),
-        ({"loss__tau": -1.0}, r"^loss\.tau: got -1\.0; takes a number from 0"),
+        ({"loss__tau": -1.0}, r"^loss\.tau: got -1\.0; takes a finite number from 0"),
         ({"loss__tau": float("nan")}, r"^loss\.tau: got nan"),
         ({"loss": {"name": "frobenius", "tau": 0.1}}, r"^loss\.tau: got 0\.1; takes "),
         ({"target": {"name": "digit"}}, r"^target: got digit; takes .*did you mean digits"),
@@ -401,7 +401,7 @@ def test_a_users_own_loss_start_and_target(tmp_path, monkeypatch):
         ({"network__depth": 0}, r"^network\.depth: got 0; takes an integer from 1"),
         ({"network__hidden_width": 0}, r"^network\.hidden_width: got 0"),
         ({"record__count": 61}, r"^record\.count: got 61; takes an integer up to steps = 60"),
-        ({"dynamics__step_size": 0.0}, r"^dynamics\.step_size: got 0\.0; takes a number above 0"),
+        ({"dynamics__step_size": 0.0}, r"^dynamics\.step_size: got 0\.0; takes a finite number above 0"),
         ({"dynamics": {"name": "descent"}}, r"^dynamics: got descent; takes .*gradient_descent"),
         ({"plugins": ["no_such_module"]}, r"^plugins: got no_such_module; takes "),
     ],

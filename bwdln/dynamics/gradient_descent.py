@@ -40,8 +40,8 @@ def gradient_descent(
     Raises `InvalidOption` for a step size ≤ 0, steps < 1 or a negative tolerance.
     """
     positive = not isinstance(step_size, int | float) or 0 < step_size < float("inf")
-    check(positive, "step_size", step_size, "a number above 0")
-    check(steps >= 1, "steps", steps, "an integer from 1")
+    check(positive, "step_size", step_size, "a finite number above 0")
+    check(1 <= steps < 2**31, "steps", steps, "an integer from 1 to 2^31 - 1")
     fine = not isinstance(gap_tolerance, int | float) or gap_tolerance >= 0
     check(fine, "gap_tolerance", gap_tolerance, "null or a number from 0")
     factor: Schedule = SCHEDULES.build(schedule, steps)
