@@ -2,7 +2,8 @@
 
 A function's parameters that are keyword-only or have a default are its options. Their names, types
 and defaults are read from its signature, so that a function a user registers is configured and
-checked like ours.
+checked like ours. Where a choice is part of a compiled program (a loss, a dynamics), its floats arrive
+there as traced numbers: check their range only where they are plain ones, as `isinstance` tells.
 """
 
 from __future__ import annotations
