@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,6 +59,8 @@ class Static(NamedTuple):
     widths: Widths
     loss: Choice
     dynamics: Choice
+    # What the names of loss and dynamics stand for: their user may register them anew.
+    functions: tuple[Callable[..., Loss], Callable[..., Dynamics]]
 
 
 class Lane(NamedTuple):
@@ -94,10 +97,11 @@ def run(config: Config, *, on_progress: Callable[[Progress], None] | None = None
         weights = starts(problem)
         groups = batches(problem, weights)
         interrupted, records = _integrate(problem, groups, on_progress, interruption)
-    initial = np.asarray(jax.vmap(networks.end_to_end)(weights), config.precision)
-    dataset = _dataset(problem, groups, records).assign(
-        initial_end_to_end=(("seed", "feature", "latent"), initial), **_references(problem)
-    )
+    with _on_cpu():
+        initial = np.asarray(jax.vmap(networks.end_to_end)(weights), config.precision)
+        dataset = _dataset(problem, groups, records).assign(
+            initial_end_to_end=(("seed", "feature", "latent"), initial), **_references(problem)
+        )
     if problem.samples is not None:
         dataset = _with_samples(dataset, problem.samples)
     seconds = time.perf_counter() - began
@@ -117,7 +121,7 @@ def prepare(config: Config) -> Problem:
     LOSSES.build(config.loss)
     # Only numbers are looked at here, so the gradient need not be one.
     dynamics: Dynamics = DYNAMICS.build(config.dynamics, lambda weights: weights)
-    with jax.default_device(jax.devices("cpu")[0]):
+    with _on_cpu():
         target, samples = targets.TARGETS.build(config.target), data.samples(config.target)
     _check_scale(target, config.precision)
     with within("network"):
@@ -125,7 +129,8 @@ def prepare(config: Config) -> Problem:
     loss, _ = configuration.split(LOSSES.resolved(config.loss))
     motion, _ = configuration.split(DYNAMICS.resolved(config.dynamics))
     steps = record_steps(dynamics.steps, config.record)
-    return Problem(config, Static(widths, loss, motion), target, samples, dynamics, steps)
+    static = Static(widths, loss, motion, (LOSSES[loss.name], DYNAMICS[motion.name]))
+    return Problem(config, static, target, samples, dynamics, steps)
 
 
 def _check_scale(target: Target, precision: str) -> None:
@@ -147,6 +152,11 @@ def set_up_process() -> None:
     threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 
+def _on_cpu() -> AbstractContextManager[object]:
+    """What is not part of a compiled program is computed on the CPU, which has float64 everywhere."""
+    return jax.default_device(jax.devices("cpu")[0])
+
+
 def record_steps(steps: int, record: configuration.Record) -> np.ndarray:
     """The step counts of the records: 0, then `count` increasing ones up to `steps`.
 
@@ -165,7 +175,7 @@ def starts(problem: Problem) -> Weights:
     """The starting weights of all lanes, in data coordinates, float64; seeds along the first axis."""
     config, choice = problem.config, STARTS.resolved(problem.config.initialization)
     options = dict(choice.options)
-    with jax.default_device(jax.devices("cpu")[0]), within("initialization"):
+    with _on_cpu(), within("initialization"):
         keys = jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
         start = functools.partial(STARTS[choice.name], **options)
         return jax.jit(jax.vmap(lambda key: start(key, problem.static.widths, problem.target)))(keys)
@@ -224,9 +234,10 @@ def program(static: Static) -> Program:
 
 def _parts(static: Static, lane: Lane) -> tuple[Target, Loss, Dynamics]:
     """The target in its eigenbasis, the loss and the dynamics of one lane, from traced numbers."""
+    make_loss, make_dynamics = static.functions
     target = Target(lane.eigenvalues, None)
-    loss: Loss = LOSSES[static.loss.name](**dict(static.loss.options), **lane.loss)
-    dynamics: Dynamics = DYNAMICS[static.dynamics.name](
+    loss = make_loss(**dict(static.loss.options), **lane.loss)
+    dynamics = make_dynamics(
         lambda weights: layer_gradients(loss, weights, target),
         **dict(static.dynamics.options),
         **lane.dynamics,
@@ -277,7 +288,8 @@ def batches(problem: Problem, weights: Weights) -> list[Batch]:
     dtype, count = problem.config.precision, problem.config.seeds
     most = LANES_PER_BATCH_ON_CPU if jax.default_backend() == "cpu" else count
     size = -(-count // -(-count // most))
-    rotated = (*weights[:-1], problem.target.to_eigenbasis(weights[-1]))
+    with _on_cpu():
+        rotated = (*weights[:-1], problem.target.to_eigenbasis(weights[-1]))
     lane = Lane(
         problem.target.eigenvalues,
         configuration.split(LOSSES.resolved(problem.config.loss))[1],

@@ -88,6 +88,23 @@ def test_runs_of_one_static_part_share_one_program(caplog):
     assert not compiled
 
 
+def test_a_loss_registered_anew_is_compiled_anew():
+    """As when a user edits a cell of a notebook and runs it again."""
+    runs = []
+    try:
+        for factor in (1.0, 2.0):
+
+            @LOSSES.register("edited")
+            def edited(factor=factor):
+                base = losses.bures_wasserstein()
+                return base._replace(gradient=lambda w, t: factor * base.gradient(w, t))
+
+            runs.append(simulate.run(config(loss={"name": "edited"})).dataset["loss"].values[0, -1])
+    finally:
+        LOSSES._functions.pop("edited", None)
+    assert runs[1] < 0.9 * runs[0]
+
+
 # --- records --------------------------------------------------------------------------------------
 
 
