@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -33,7 +32,7 @@ def record(weights: Packed, target: Target, loss: Loss) -> dict[str, Array]:
         "loss": loss.value(generator, target),
         "gap": gap,
         "relative_gap": gap / jnp.sum(target.eigenvalues),
-        "gradient_norm": _norm(layer_gradients(loss, weights, target)),
+        "gradient_norm": jnp.sqrt(networks.squared_size(layer_gradients(loss, weights, target))),
         "rank": numerical_rank(singular),
         "effective_rank": effective_rank(singular),
         "imbalance": networks.imbalance(layers),
@@ -69,7 +68,3 @@ def _distances(generator: Array, target: Target, loss: Loss) -> dict[str, Array]
         "optimum_distance_bures_wasserstein": safe_sqrt(bures_wasserstein().value(generator, nearest)),
         "optimum_distance_frobenius": jnp.linalg.norm(covariance - optimum),
     }
-
-
-def _norm(weights: Packed) -> Scalar:
-    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(weights)])))

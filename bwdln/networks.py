@@ -138,7 +138,7 @@ def reduced(weights: Weights) -> Float[Array, "n k"]:
     """A generator of the same covariance with the latent dimension reduced (§9), shape (n, k)."""
     left, right = factors(weights)
     if left is None or right is None:
-        return end_to_end(weights)
+        return right if left is None else left
     return left @ _lq(right)[0]
 
 
@@ -188,6 +188,11 @@ def unpack(packed: Packed) -> Weights:
     for block in (*packed.below, *packed.above):
         layers.extend(block if block.ndim == 3 else [block])
     return tuple(layers)
+
+
+def squared_size(packed: Packed) -> Array:
+    """Σ_j ‖W_j‖_F² over all layers."""
+    return jnp.sum(jnp.stack([jnp.sum(block**2) for block in (*packed.below, *packed.above)]))
 
 
 def _blocks(layers: Sequence[Array]) -> tuple[Array, ...]:

@@ -32,7 +32,7 @@ from bwdln.interruption import Interruption
 from bwdln.losses import LOSSES, Loss, layer_gradients
 from bwdln.registry import Choice, load_plugins
 from bwdln.targets import Target
-from bwdln.types import Array, Weights, Widths
+from bwdln.types import Array, Scalar, Weights, Widths
 
 #: Lanes advanced by one call on a CPU: few enough that their weights stay in its cache.
 LANES_PER_BATCH_ON_CPU = 16
@@ -67,8 +67,8 @@ class Lane(NamedTuple):
     """The traced numbers of one lane: eigenvalues of the target, options of loss and dynamics."""
 
     eigenvalues: Array
-    loss: dict[str, Array]
-    dynamics: dict[str, Array]
+    loss: dict[str, Scalar]
+    dynamics: dict[str, Scalar]
 
 
 class Problem(NamedTuple):
@@ -76,6 +76,7 @@ class Problem(NamedTuple):
 
     config: Config
     static: Static
+    lane: Lane
     target: Target
     samples: data.Samples | None
     dynamics: Dynamics
@@ -126,11 +127,12 @@ def prepare(config: Config) -> Problem:
     _check_scale(target, config.precision)
     with within("network"):
         widths = networks.widths(target.dimension, config.network)
-    loss, _ = configuration.split(LOSSES.resolved(config.loss))
-    motion, _ = configuration.split(DYNAMICS.resolved(config.dynamics))
+    loss, loss_numbers = configuration.split(LOSSES.resolved(config.loss))
+    motion, motion_numbers = configuration.split(DYNAMICS.resolved(config.dynamics))
     steps = record_steps(dynamics.steps, config.record)
     static = Static(widths, loss, motion, (LOSSES[loss.name], DYNAMICS[motion.name]))
-    return Problem(config, static, target, samples, dynamics, steps)
+    lane = Lane(target.eigenvalues, loss_numbers, motion_numbers)
+    return Problem(config, static, lane, target, samples, dynamics, steps)
 
 
 def _check_scale(target: Target, precision: str) -> None:
@@ -290,16 +292,11 @@ def batches(problem: Problem, weights: Weights) -> list[Batch]:
     size = -(-count // -(-count // most))
     with _on_cpu():
         rotated = (*weights[:-1], problem.target.to_eigenbasis(weights[-1]))
-    lane = Lane(
-        problem.target.eigenvalues,
-        configuration.split(LOSSES.resolved(problem.config.loss))[1],
-        configuration.split(DYNAMICS.resolved(problem.config.dynamics))[1],
-    )
 
     def placed(value: Any) -> Array:
         return jax.device_put(np.asarray(value, dtype), jax.devices()[0])
 
-    lanes = jax.tree.map(lambda x: placed(np.broadcast_to(x, (size, *np.shape(x)))), lane)
+    lanes = jax.tree.map(lambda x: placed(np.broadcast_to(x, (size, *np.shape(x)))), problem.lane)
     compiled = program(problem.static)
     built: list[Batch] = []
     for first in range(0, count, size):
@@ -379,7 +376,7 @@ DIMENSIONS = {"imbalance": ("interface",)} | dict.fromkeys(
 )
 
 
-def _dataset(problem: Problem, batches: list[Batch], records: list[dict[str, np.ndarray]]) -> Any:
+def _dataset(problem: Problem, batches: list[Batch], records: list[dict[str, np.ndarray]]) -> xarray.Dataset:
     """Records and final weights, in data coordinates, as a dataset of results' layout."""
     config, target = problem.config, problem.target
     variables: dict[str, Any] = {

@@ -14,30 +14,19 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from registries import REGISTRIES
 
 from bwdln import config as configurations
 from bwdln import figures, results, simulate
-from bwdln.dynamics.base import DYNAMICS
-from bwdln.dynamics.gradient_descent import OPTIMIZERS, SCHEDULES
 from bwdln.errors import InvalidOption
-from bwdln.initializations import STARTS
 from bwdln.losses import LOSSES, frobenius
 from bwdln.registry import Choice
-from bwdln.targets import TARGETS
 from experiments import command_line, display, train
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 TINY = ("target.dimension=4", "network.depth=2", "seeds=2", "dynamics.steps=20", "record.count=5")
 COLUMNS = ["seed", "final", "loss", "gap", "relative", "gap", "rank", "steps", "flow", "time", "outcome"]
-REGISTRIES = {
-    "target": TARGETS,
-    "initialization": STARTS,
-    "loss": LOSSES,
-    "dynamics": DYNAMICS,
-    "dynamics/optimizer": OPTIMIZERS,
-    "dynamics/schedule": SCHEDULES,
-}
 #: Values for the options that have no default.
 NEEDED = {
     "target=explicit": ("target.eigenvalues=[2.0,1.0]",),

@@ -18,14 +18,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
+from registries import REGISTRIES
 
 import bwdln
 from bwdln import results, simulate
-from bwdln.dynamics.base import DYNAMICS
-from bwdln.dynamics.gradient_descent import OPTIMIZERS, SCHEDULES
-from bwdln.initializations import STARTS
-from bwdln.losses import LOSSES
-from bwdln.targets import TARGETS
 from experiments import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,15 +122,6 @@ def test_make_targets_exist() -> None:
 
 
 # --- tables ---------------------------------------------------------------------------------------
-
-REGISTRIES = {
-    "target": TARGETS,
-    "initialization": STARTS,
-    "loss": LOSSES,
-    "dynamics": DYNAMICS,
-    "dynamics/optimizer": OPTIMIZERS,
-    "dynamics/schedule": SCHEDULES,
-}
 
 
 def test_choices_are_those_there_are() -> None:

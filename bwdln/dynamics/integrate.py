@@ -7,14 +7,14 @@ axis first and the lanes second, so that a scan over layers reads contiguous mem
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from bwdln.dynamics.base import Dynamics, Outcome, State
-from bwdln.networks import Packed
+from bwdln.networks import Packed, squared_size
 from bwdln.types import Array, Scalar
 
 #: A lane has diverged when the squared size of its weights exceeds this multiple of its scale: the
@@ -26,7 +26,7 @@ Tree = TypeVar("Tree")
 
 def start(dynamics: Dynamics, weights: Packed, scale: Scalar) -> State:
     """The state of one lane before its first step; `scale` is the squared size of a minimizer."""
-    size = _squared_size(weights)
+    size = squared_size(weights)
     return State(
         weights=weights,
         memory=dynamics.init(weights),
@@ -45,7 +45,7 @@ def step(dynamics: Dynamics, state: State) -> State:
     """
     weights, memory, duration = dynamics.step(state.weights, state.memory, state.step)
     running = state.outcome == Outcome.RUNNING
-    sound = _squared_size(weights) <= state.limit  # false for NaN, too
+    sound = squared_size(weights) <= state.limit  # false for NaN, too
     taken = State(
         weights=weights,
         memory=memory,
@@ -91,7 +91,3 @@ def lane_axes(batch: Tree) -> Tree:
 def select(condition: Array, taken: Tree, otherwise: Tree) -> Tree:
     """`taken` where the condition holds, leaf by leaf."""
     return jax.tree.map(lambda new, old: jnp.where(condition, new, old), taken, otherwise)
-
-
-def _squared_size(weights: Any) -> Array:
-    return jnp.sum(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(weights)]))
