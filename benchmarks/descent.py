@@ -21,6 +21,7 @@ import numpy as np
 
 from bwdln import simulate
 from bwdln.config import Config, from_mapping
+from bwdln.program import program
 
 REPEATS = 5
 
@@ -55,16 +56,14 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def measure(widths: tuple[int, ...], lanes: int, target_seconds: float) -> tuple[float, float]:
     """Microseconds per step and lane, and the seconds until the first step was done."""
-    simulate.program.cache_clear()
-    problem = simulate.prepare(job(widths, lanes))
-    batches = simulate.batches(problem, simulate.starts(problem))
+    program.cache_clear()
+    _, running = simulate.begin([simulate.prepare(job(widths, lanes))])
     done = 0
 
     def advance(steps: int) -> None:
         nonlocal done
         done += steps
-        for batch in batches:
-            batch.advance(done)
+        running.advance(np.full(lanes, done, np.int32))
 
     compiled = _seconds(lambda: advance(1))
     per_step = _seconds(lambda: advance(4)) / 4
@@ -75,7 +74,7 @@ def measure(widths: tuple[int, ...], lanes: int, target_seconds: float) -> tuple
 def numpy_microseconds(widths: tuple[int, ...], target_seconds: float) -> float:
     """The same step for one lane as a plain NumPy loop would do it."""
     problem = simulate.prepare(job(widths, 1))
-    weights = [np.array(layer[0]) for layer in simulate.starts(problem)]
+    weights = [np.array(layer[0]) for layer in simulate.starts([problem]).weights]
     weights[-1] = np.asarray(problem.target.to_eigenbasis(weights[-1]))
     root = np.sqrt(np.asarray(problem.target.eigenvalues))[:, None]
 

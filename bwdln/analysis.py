@@ -6,8 +6,7 @@ named instead of being averaged in.
 
 from __future__ import annotations
 
-from functools import reduce
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,6 +14,9 @@ from jaxtyping import Bool, Float, Int
 from bwdln.errors import check
 from bwdln.results import Result
 from bwdln.types import Array
+
+#: What a run is recorded by: steps taken, or flow time.
+Clock: TypeAlias = Literal["step", "time"]
 
 #: The quantiles over the seeds that a band spans.
 LOW, HIGH = 0.1, 0.9
@@ -34,6 +36,11 @@ class Band(NamedTuple):
     lanes: int
 
 
+def clock(result: Result) -> Clock:
+    """The clock of the run: `step` for descent, `time` (flow time) for a flow."""
+    return "time" if result.dataset.attrs.get("clock") == "time" else "step"
+
+
 def diverged(result: Result) -> Bool[Array, "seeds"]:
     """Which lanes diverged: by their outcome, or because a loss is not finite."""
     marked = np.array([each == "diverged" for each in result.outcomes])
@@ -44,17 +51,17 @@ def band(
     result: Result,
     variable: str,
     *,
-    axis: Literal["step", "time"] = "step",
+    axis: Clock | None = None,
     low: float = LOW,
     high: float = HIGH,
 ) -> Band:
     """Median and quantiles over the seeds of a variable with dimensions (seed, record, …).
 
-    `axis` is in steps or in flow time.
+    `axis` is in steps or in flow time; None: by the clock of the run.
     """
     kept = ~diverged(result)
     values = result.dataset[variable].transpose("seed", "record", ...).values[kept]
-    every = result.dataset[axis].values
+    every = result.dataset[axis or clock(result)].values
     along = np.max(every[kept] if kept.any() else every, axis=0)
     return Band(along, *_quantiles(values, low, high), int(kept.sum()))
 
@@ -71,13 +78,14 @@ def _quantiles(values: Array, low: float, high: float) -> tuple[Array, Array, Ar
 
 
 class Convergence(NamedTuple):
-    """The relative gap by seed: `step`, `relative_gap` (seeds, R+1), `seed`, `diverged` (seeds,).
+    """The relative gap by seed: `axis`, `relative_gap` (seeds, R+1), `seed`, `diverged` (seeds,).
 
-    Values below `floor` are rounding and set to it, so that all can be shown on a log axis.
+    `axis` is the step or the flow time, by the clock of the run. Values of the gap below `floor` are
+    rounding and set to it, so that all can be shown on a log axis.
     """
 
     seed: Int[Array, "seeds"]
-    step: Int[Array, "seeds records"]
+    axis: Float[Array, "seeds records"] | Int[Array, "seeds records"]
     relative_gap: Float[Array, "seeds records"]
     diverged: Bool[Array, "seeds"]
     band: Band
@@ -87,12 +95,12 @@ class Convergence(NamedTuple):
 
 
 def convergence(result: Result) -> Convergence:
-    """How the gap to the optimum closes, by step, for every seed and over the seeds."""
+    """How the gap to the optimum closes, for every seed and over the seeds."""
     dataset, floor = result.dataset, gap_floor(result)
     over_seeds = band(result, "relative_gap")
     return Convergence(
         seed=dataset["seed"].values,
-        step=dataset["step"].values,
+        axis=dataset[clock(result)].values,
         relative_gap=np.maximum(dataset["relative_gap"].values, floor),
         diverged=diverged(result),
         band=over_seeds._replace(
@@ -149,41 +157,48 @@ def shortfalls(result: Result, relative_gap: float) -> list[str]:
     failed = diverged(result)
     return [
         f"seed {row.seed} ended at relative gap {row.relative_gap:.1e}: "
-        + _reason(row, bool(failed[lane]), steps_left(result, lane, relative_gap))
+        + _reason(row, bool(failed[lane]), clock(result), remaining(result, lane, relative_gap))
         for lane, row in enumerate(summary(result))
         if not row.relative_gap <= relative_gap  # true for NaN too
     ]
 
 
-def _reason(row: Row, failed: bool, left: int | None) -> str:
+def _reason(row: Row, failed: bool, clock: Clock, needed: float | None) -> str:
+    """Why a seed came no further; `needed` is what it lacks on the clock of its run (`remaining`)."""
+    flow = clock == "time"
+    place = f"flow time {row.time:.4g}" if flow else f"step {row.step:,}"
     if failed:
-        return f"diverged by step {row.step:,}; try a smaller step size"
+        return f"diverged by {place}; try {'smaller tolerances or ' * flow}a smaller step size"
+    if flow and row.outcome == "stalled":
+        return f"stalled at {place}, step {row.step:,}; try larger tolerances or dynamics.max_steps"
     endings = {
-        "running": f"interrupted at step {row.step:,}",
-        "converged": f"met its own gap tolerance at step {row.step:,}",
-        "reached_end": f"reached its last step, {row.step:,}",
-        "stalled": f"stalled at step {row.step:,}",
+        "running": f"interrupted at {place}",
+        "converged": f"met its own gap tolerance at {place}",
+        "reached_end": f"reached its end, {place}" if flow else f"reached its last step, {row.step:,}",
+        "stalled": f"stalled at {place}",
     }
-    if left is None:
+    if needed is None:
         trend = "not decreasing lately: the limit of rounding, or a saddle"
     else:
-        trend = f"still decreasing: at this rate about {left:,} more steps are needed"
+        more = f"a flow time of {needed:.2g} more is" if flow else f"{needed:,.0f} more steps are"
+        trend = f"still decreasing: at this rate about {more} needed"
     return f"{endings.get(row.outcome, row.outcome)}, {trend}"
 
 
-def steps_left(result: Result, lane: int, relative_gap: float) -> int | None:
-    """Steps to that relative gap at the exponential rate of the lane's last tenth of steps.
+def remaining(result: Result, lane: int, relative_gap: float) -> float | None:
+    """Whole steps, or flow time, to that relative gap at the exponential rate of the lane's last tenth.
 
     None where the gap no longer decreases there: by less than 1 % over that tenth.
     """
-    step = result.dataset["step"].values[lane].astype(float)
+    along = result.dataset[clock(result)].values[lane].astype(float)
     gap = result.dataset["relative_gap"].values[lane]
-    before = int(np.searchsorted(step, 0.9 * step[-1], side="right")) - 1
-    before = max(0, min(before, int(np.searchsorted(step, step[-1])) - 1))
+    before = int(np.searchsorted(along, 0.9 * along[-1], side="right")) - 1
+    before = max(0, min(before, int(np.searchsorted(along, along[-1])) - 1))
     if not (np.isfinite(gap[[before, -1]]).all() and 0 < gap[-1] < 0.99 * gap[before]):
         return None
-    rate = np.log(gap[before] / gap[-1]) / (step[-1] - step[before])
-    return max(0, int(np.ceil(np.log(gap[-1] / relative_gap) / rate)))
+    rate = np.log(gap[before] / gap[-1]) / (along[-1] - along[before])
+    needed = max(0.0, float(np.log(gap[-1] / relative_gap) / rate))
+    return needed if clock(result) == "time" else float(np.ceil(needed))
 
 
 # --- spectra and singular vectors -----------------------------------------------------------------
@@ -225,11 +240,11 @@ def spectrum(result: Result) -> Spectrum:
 class Alignment(NamedTuple):
     """The generator's left singular vectors u_i and the target's eigenvectors ω_j, over the seeds.
 
-    `step` (R+1,); `misalignment` (R+1, k): 1 − |u_i·ω_i|, from the median; values below `floor` are
-    rounding and set to it. `final` (k, n): the median of |u_i·ω_j| at the end.
+    `axis` (R+1,), steps or flow time; `misalignment` (R+1, k): 1 − |u_i·ω_i|, from the median; values
+    below `floor` are rounding and set to it. `final` (k, n): the median of |u_i·ω_j| at the end.
     """
 
-    step: Int[Array, "records"]
+    axis: Float[Array, "records"]
     misalignment: Float[Array, "records k"]
     final: Float[Array, "k n"]
     floor: float
@@ -242,7 +257,7 @@ def alignment(result: Result) -> Alignment:
     cosines = result.dataset["final_cosines"].transpose("seed", "mode", "eigenvalue").values
     floor = float(np.finfo(cosines.dtype).eps)
     return Alignment(
-        step=over_seeds.axis,
+        axis=over_seeds.axis,
         misalignment=np.maximum(1 - over_seeds.median, floor),
         final=_quantiles(cosines[~diverged(result)], LOW, HIGH)[0],
         floor=floor,
@@ -323,9 +338,7 @@ def shown_lane(result: Result) -> int:
 
 def end_to_end(result: Result, lane: int) -> Float[Array, "n m"]:
     """The final generator of a lane, in data coordinates."""
-    depth = len(result.dataset.attrs["widths"]) - 1
-    layers = [result.dataset[f"weights_{layer}"].values[lane] for layer in range(1, depth + 1)]
-    return reduce(lambda below, above: above @ below, layers)
+    return result.dataset["final_end_to_end"].values[lane]
 
 
 def _mean(result: Result) -> Array:

@@ -39,7 +39,7 @@ class Network:
     """The widths of the network; `networks.widths` says how they follow from these."""
 
     profile: Literal["constant", "linear", "random"] = static("constant")
-    depth: int | None = static(None)
+    depth: int | float | None = static(None)
     hidden_width: int | None = static(None)
     latent_dim: int | None = static(None)
     bottleneck: int | None = static(None)
@@ -49,10 +49,16 @@ class Network:
 
 @dataclass(frozen=True)
 class Record:
-    """When the run is looked at: at the start and at `count` times after it."""
+    """When the run is looked at: at the start and at `count` times after it; and what is kept.
+
+    Logarithmic records begin at the first step, or the given number of decades before the end (4
+    for a flow). `end_to_end` keeps the generator at every record.
+    """
 
     count: int = host(100)
     spacing: Literal["linear", "logarithmic"] = host("linear")
+    decades: float | None = host(None)
+    end_to_end: bool = static(False)
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,18 @@ class Config:
     seed: int = traced(0)
     precision: Literal["float64", "float32"] = static("float64")
     plugins: tuple[str, ...] = host(())
+    study: Choice | None = host(None)
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
         most = 2**32 - self.seed
         check(1 <= self.seeds <= most, "seeds", self.seeds, f"an integer from 1 to {most}")
-        check(self.record.count >= 1, "record.count", self.record.count, "an integer from 1")
+        record = self.record
+        check(record.count >= 1, "record.count", record.count, "an integer from 1")
+        sound = record.decades is None or 0 < record.decades < 300
+        check(sound, "record.decades", record.decades, "null or a number above 0 and below 300")
+        fits = record.decades is None or record.spacing == "logarithmic"
+        check(fits, "record.decades", record.decades, "null with record.spacing = linear")
 
     def mapping(self) -> dict[str, Any]:
         """The configuration as plain nested mappings; `from_mapping` reads it back."""
@@ -110,7 +122,7 @@ def from_mapping(mapping: Mapping[str, Any], kind: type = Config) -> Any:
         elif dataclasses.is_dataclass(hints[name]) and hints[name] is not Choice:
             with within(name):
                 values[name] = from_mapping(mapping[name], hints[name])
-        elif hints[name] is Choice:
+        elif hints[name] is Choice or (hints[name] == Choice | None and mapping[name] is not None):
             with within(name):
                 values[name] = Choice.of(mapping[name])
         else:

@@ -33,16 +33,17 @@ def widths(dimension: int, network: Network) -> Widths:
     `hidden_width`. A `bottleneck` k sets the latent dimension to k, unless a larger `latent_dim`
     is given: then the middle hidden layer has width k.
 
-    Raises `InvalidOption` for a width or depth below 1, a bottleneck larger than the dimension, the
-    latent dimension or a hidden width, or one that needs a hidden layer at depth 1.
+    Raises `InvalidOption` for a width or depth below 1, a depth that is no integer, a bottleneck
+    larger than the dimension, the latent dimension or a hidden width, or one that needs a hidden
+    layer at depth 1.
     """
     if network.widths is not None:
         return _explicit(dimension, network)
-    depth = 3 if network.depth is None else network.depth
+    depth = _whole(3 if network.depth is None else network.depth)
     hidden = dimension if network.hidden_width is None else network.hidden_width
     smallest = network.bottleneck
     latent = network.latent_dim or smallest or dimension
-    for option in ("depth", "hidden_width", "latent_dim", "bottleneck"):
+    for option in ("hidden_width", "latent_dim", "bottleneck"):
         value = getattr(network, option)
         check(value is None or value >= 1, option, value, "an integer from 1")
     if smallest is not None:
@@ -56,6 +57,12 @@ def widths(dimension: int, network: Network) -> Widths:
         check(depth > 1, "bottleneck", smallest, takes)
         middle[(depth - 2) // 2] = smallest
     return (latent, *middle, dimension)
+
+
+def _whole(depth: float) -> int:
+    takes = "an integer from 1 (another number only with end_to_end_flow)"
+    check(1 <= depth < 2**31 and depth == int(depth), "depth", depth, takes)
+    return int(depth)
 
 
 def _explicit(dimension: int, network: Network) -> Widths:
@@ -136,10 +143,21 @@ def factors(weights: Weights) -> tuple[Array | None, Array | None]:
 
 def reduced(weights: Weights) -> Float[Array, "n k"]:
     """A generator of the same covariance with the latent dimension reduced (§9), shape (n, k)."""
+    return reduction(weights)[0]
+
+
+def reduction(weights: Weights) -> tuple[Float[Array, "n k"], Float[Array, "k m"]]:
+    """W = X Q through the bottleneck k, where the rows of Q are orthonormal (§9).
+
+    X has the covariance and the singular values of W. Where the latent dimension is the bottleneck,
+    X is the product itself and Q the identity.
+    """
     left, right = factors(weights)
-    if left is None or right is None:
-        return right if left is None else left
-    return left @ _lq(right)[0]
+    if right is None:
+        assert left is not None
+        return left, jnp.eye(left.shape[1], dtype=left.dtype)
+    triangular, orthonormal = _lq(right)
+    return triangular if left is None else left @ triangular, orthonormal
 
 
 def _product(layers: Sequence[Array]) -> Array | None:

@@ -28,6 +28,7 @@ import xarray
 
 from bwdln.config import Config, from_mapping
 from bwdln.errors import InvalidOption, check, within
+from bwdln.initializations import balanced
 from bwdln.targets import Target
 from bwdln.types import Array, Weights
 
@@ -56,8 +57,10 @@ VARIABLES = {
     "record": Description("1", "number of the record, from 0 at the start"),
     "mode": Description("1", "position in descending order, from 1"),
     "interface": Description("1", "between layers j and j + 1, from 1"),
-    "time": Description("flow time", "step size summed over the steps taken"),
+    "time": Description("flow time", "flow time covered; by descent, the step sizes summed"),
     "step": Description("steps", "steps taken"),
+    "rejected": Description("1", "attempts at a step that were rejected"),
+    "evaluations": Description("1", "gradients evaluated by the dynamics"),
     "loss": Description("loss", "loss"),
     "gap": Description("loss", "loss above its minimum at this rank"),
     "relative_gap": Description("1", "gap over the trace of the target covariance"),
@@ -77,6 +80,7 @@ VARIABLES = {
     "singular_values": Description("data units", "singular values of the generator"),
     "alignment": Description("1", "|cosine| between left singular vector and eigenvector i"),
     "eigenvalue_error": Description("data units squared", "singular value squared + tau - target eigenvalue"),
+    "margin": Description("data units", "lower bound on the singular values from the start on; 0: none"),
     "outcome": Description("1", "how the lane ended"),
     "minimum": Description("loss", "smallest loss at this rank"),
     "target_trace": Description("data units squared", "trace of the target covariance"),
@@ -84,13 +88,15 @@ VARIABLES = {
     "target_eigenvalues": Description("data units squared", "eigenvalues of the target covariance"),
     "target_eigenvectors": Description("1", "eigenvectors of the target covariance, as columns"),
     "final_cosines": Description("1", "|cosine| between final singular vectors and eigenvectors"),
+    "end_to_end": Description("data units", "the generator W at each record"),
     "initial_end_to_end": Description("data units", "the generator W before the first step"),
+    "final_end_to_end": Description("data units", "the generator W at the end"),
     "sample_mean": Description("data units", "mean of the data, or 0 where the target is about 0"),
     "real_samples": Description("data units", "examples from the data, not centered"),
 }
 
 #: What a file must hold to be a result; the rest depends on the depth and on the target.
-REQUIRED = ("seed", "record", "mode", "step", "loss", "relative_gap", "outcome")
+REQUIRED = ("seed", "record", "mode", "step", "time", "loss", "relative_gap", "outcome", "final_end_to_end")
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,17 @@ class Result:
     def weights(self, seed_index: int = 0) -> Weights:
         """The final weights of the lane at that position, in data coordinates.
 
-        Raises `InvalidOption` for a position there is no lane at.
+        Those of an end-to-end flow are the balanced layers of its generator. Raises `InvalidOption`
+        for a position there is no lane at, and for a depth that is no integer.
         """
-        lanes = self.dataset.sizes["seed"]
+        lanes, widths = self.dataset.sizes["seed"], self.dataset.attrs["widths"]
         check(0 <= seed_index < lanes, "seed_index", seed_index, f"an integer from 0 to {lanes - 1}")
-        layers = range(1, len(self.dataset.attrs["widths"]))
+        if "weights_1" not in self.dataset:
+            depth = float(self.dataset.attrs["depth"])
+            check(depth == int(depth), "depth", depth, "an integer: other depths have no layers")
+            generator = _jax_array(self.dataset["final_end_to_end"].values[seed_index])
+            return balanced(generator, tuple(map(int, widths)))
+        layers = range(1, len(widths))
         values = (self.dataset[f"weights_{layer}"].values[seed_index] for layer in layers)
         return tuple(_jax_array(each) for each in values)
 
@@ -323,5 +335,6 @@ def _check_ours(dataset: xarray.Dataset, path: Path) -> None:
 
 def _missing(dataset: xarray.Dataset) -> Sequence[str]:
     depth = len(np.atleast_1d(dataset.attrs.get("widths", ()))) - 1
-    names = (*REQUIRED, *(f"weights_{layer}" for layer in range(1, depth + 1)))
+    layers = range(1, depth + 1) if "weights_1" in dataset.variables else ()
+    names = (*REQUIRED, *(f"weights_{layer}" for layer in layers))
     return [name for name in names if name not in dataset.variables]

@@ -1,17 +1,17 @@
-"""Configuration -> records: one pure program per static part, over lanes of traced numbers.
+"""Configuration -> result: check everything, build the target and the starts, run the lanes.
 
-`run` checks everything, builds the target and the starts (float64, on the CPU, whatever the
-precision of the run), moves them into the target's eigenbasis, and advances all lanes from record
-to record; between the blocks of compiled steps the host looks at progress and at Ctrl-C.
+Targets and starts are built in float64, on the CPU, whatever the precision of the run, and moved
+into the target's eigenbasis; every seed is a lane.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,57 +22,33 @@ import threadpoolctl
 import xarray
 
 from bwdln import config as configuration
-from bwdln import data, diagnostics, networks, results, targets
+from bwdln import data, initializations, networks, results, targets
 from bwdln.config import Config
-from bwdln.dynamics import integrate
-from bwdln.dynamics.base import DYNAMICS, Dynamics, Outcome, State
-from bwdln.errors import check, within
+from bwdln.dynamics.base import DYNAMICS, Dynamics, Outcome
+from bwdln.errors import InvalidOption, check, within
 from bwdln.initializations import STARTS
 from bwdln.interruption import Interruption
-from bwdln.losses import LOSSES, Loss, layer_gradients
-from bwdln.registry import Choice, load_plugins
+from bwdln.lanes import Lanes, Progress
+from bwdln.losses import LOSSES, Loss
+from bwdln.program import Lane, Static, compiled
+from bwdln.registry import load_plugins
 from bwdln.targets import Target
 from bwdln.types import Array, Scalar, Weights, Widths
 
-#: Lanes advanced by one call on a CPU: few enough that their weights stay in its cache.
-LANES_PER_BATCH_ON_CPU = 16
-#: Seconds between two looks at progress and at Ctrl-C, about.
-PACE = 0.25
 #: How many real samples a result keeps, for the eye.
 REAL_SAMPLES = 64
-
-
-class Progress(NamedTuple):
-    """How far a run is: steps taken of steps in all, lanes still running, relative gaps."""
-
-    step: int
-    steps: int
-    running: int
-    lanes: int
-    best_gap: float
-    median_gap: float
-
-
-class Static(NamedTuple):
-    """What changes the compiled program."""
-
-    widths: Widths
-    loss: Choice
-    dynamics: Choice
-    # What the names of loss and dynamics stand for: their user may register them anew.
-    functions: tuple[Callable[..., Loss], Callable[..., Dynamics]]
-
-
-class Lane(NamedTuple):
-    """The traced numbers of one lane: eigenvalues of the target, options of loss and dynamics."""
-
-    eigenvalues: Array
-    loss: dict[str, Scalar]
-    dynamics: dict[str, Scalar]
+#: Decades that logarithmic records of a flow span, unless told otherwise.
+FLOW_DECADES = 4.0
+#: Largest imbalance of a balanced start, relative to the squared size of its layers.
+BALANCED = 1e-8
 
 
 class Problem(NamedTuple):
-    """A checked configuration with its target, all of it concrete."""
+    """A checked configuration with its target, all of it concrete.
+
+    `widths` are those of the network, or for a depth that is no integer those of the smallest one
+    with its latent dimension, bottleneck and dimension. `start_widths` are those of the start.
+    """
 
     config: Config
     static: Static
@@ -80,7 +56,21 @@ class Problem(NamedTuple):
     target: Target
     samples: data.Samples | None
     dynamics: Dynamics
-    record_steps: np.ndarray
+    record_points: np.ndarray
+    widths: Widths
+    start_widths: Widths
+
+
+class Start(NamedTuple):
+    """Where the lanes of problems begin, in data coordinates, float64; lanes along the first axis.
+
+    `weights` is what moves: the layers, or for an end-to-end flow the reduced generator (n, k), of
+    the generator `end_to_end` (n, m) = reduced generator · `rows` (k, m).
+    """
+
+    weights: Weights
+    end_to_end: Array
+    rows: Array | None
 
 
 def run(config: Config, *, on_progress: Callable[[Progress], None] | None = None) -> results.Result:
@@ -92,21 +82,52 @@ def run(config: Config, *, on_progress: Callable[[Progress], None] | None = None
 
     Raises `InvalidOption`, before anything compiles, for a configuration that cannot be run.
     """
+    return run_together([prepare(config)], on_progress=on_progress)[0]
+
+
+def run_together(
+    problems: Sequence[Problem], *, on_progress: Callable[[Progress], None] | None = None
+) -> list[results.Result]:
+    """Run problems that differ only in traced numbers and seeds as lanes of one program.
+
+    All must have the same `static` part, the same start but for its numbers, and as many records.
+    The results are in the order of the problems; see `run`.
+    """
     began = time.perf_counter()
     with Interruption() as interruption:
-        problem = prepare(config)
-        weights = starts(problem)
-        groups = batches(problem, weights)
-        interrupted, records = _integrate(problem, groups, on_progress, interruption)
-    with _on_cpu():
-        initial = np.asarray(jax.vmap(networks.end_to_end)(weights), config.precision)
-        dataset = _dataset(problem, groups, records).assign(
-            initial_end_to_end=(("seed", "feature", "latent"), initial), **_references(problem)
-        )
-    if problem.samples is not None:
-        dataset = _with_samples(dataset, problem.samples)
-    seconds = time.perf_counter() - began
-    return results.Result(dataset.assign_attrs(_attributes(problem, interrupted, seconds)))
+        start, lanes = begin(problems)
+        points = _stacked([(problem.record_points, problem.config.seeds) for problem in problems])
+        interrupted, records = lanes.run(points, on_progress, interruption.check)
+    final = lanes.finish()
+    seconds, done, taken = time.perf_counter() - began, [], 0
+    for problem in problems:
+        own = slice(taken, taken + problem.config.seeds)
+        taken = own.stop
+        recorded = [{name: values[own] for name, values in each.items()} for each in records]
+        ended = {name: values[own] for name, values in final.items()}
+        with _on_cpu():
+            begun = jax.tree.map(lambda leaf, own=own: leaf[own], start)
+            dataset = _dataset(problem, begun, recorded, ended)
+        if problem.samples is not None:
+            dataset = _with_samples(dataset, problem.samples)
+        attributes = _attributes(problem, interrupted, seconds)
+        done.append(results.Result(dataset.assign_attrs(attributes)))
+    return done
+
+
+def begin(problems: Sequence[Problem]) -> tuple[Start, Lanes]:
+    """The starts and the lanes of problems as `run_together` takes them, before the first step."""
+    start, first = starts(problems), problems[0]
+    every = _stacked([(problem.lane, problem.config.seeds) for problem in problems])
+    weights = _in_eigenbasis(problems, start.weights)
+    return start, Lanes(first.static, every, weights, first.config.precision, first.dynamics.clock)
+
+
+def _stacked(parts: Sequence[tuple[Any, int]]) -> Any:
+    """Trees of arrays, each repeated as often as it says, along a new first axis."""
+    counts = [count for _, count in parts]
+    trees = [tree for tree, _ in parts]
+    return jax.tree.map(lambda *leaves: np.repeat(np.stack(leaves), counts, axis=0), *trees)
 
 
 def prepare(config: Config) -> Problem:
@@ -120,19 +141,51 @@ def prepare(config: Config) -> Problem:
     check(not (no_float64 and config.precision == "float64"), "precision", config.precision, takes)
     load_plugins(config.plugins)
     LOSSES.build(config.loss)
-    # Only numbers are looked at here, so the gradient need not be one.
-    dynamics: Dynamics = DYNAMICS.build(config.dynamics, lambda weights: weights)
+    # Only numbers are looked at here, so the gradients need not be any; the depth is checked below.
+    dynamics: Dynamics = DYNAMICS.build(config.dynamics, lambda weights: weights, 1.0)
     with _on_cpu():
         target, samples = targets.TARGETS.build(config.target), data.samples(config.target)
     _check_scale(target, config.precision)
     with within("network"):
-        widths = networks.widths(target.dimension, config.network)
+        widths, depth = _widths(target.dimension, config, dynamics)
+    start_widths = _start_widths(config, widths, dynamics, depth)
     loss, loss_numbers = configuration.split(LOSSES.resolved(config.loss))
     motion, motion_numbers = configuration.split(DYNAMICS.resolved(config.dynamics))
-    steps = record_steps(dynamics.steps, config.record)
-    static = Static(widths, loss, motion, (LOSSES[loss.name], DYNAMICS[motion.name]))
-    lane = Lane(target.eigenvalues, loss_numbers, motion_numbers)
-    return Problem(config, static, lane, target, samples, dynamics, steps)
+    moved = (networks.bottleneck(widths), widths[-1]) if dynamics.end_to_end else widths
+    functions = (LOSSES[loss.name], DYNAMICS[motion.name])
+    return Problem(
+        config=config,
+        static=Static(moved, loss, motion, functions, config.record.end_to_end),
+        lane=Lane(np.asarray(target.eigenvalues), depth, loss_numbers, motion_numbers),
+        target=target,
+        samples=samples,
+        dynamics=dynamics,
+        record_points=record_points(dynamics, config.record),
+        widths=widths,
+        start_widths=start_widths,
+    )
+
+
+def _widths(dimension: int, config: Config, dynamics: Dynamics) -> tuple[Widths, float]:
+    """The widths of the network and its number of layers, which for an end-to-end flow is any."""
+    network, depth = config.network, config.network.depth
+    if not dynamics.end_to_end or depth is None or isinstance(depth, int):
+        widths = networks.widths(dimension, network)
+        return widths, len(widths) - 1.0
+    check(1 <= depth < 2**31, "depth", depth, "a number from 1")
+    whole = dataclasses.replace(network, depth=math.ceil(depth))
+    return initializations.shortest(networks.widths(dimension, whole)), depth
+
+
+def _start_widths(config: Config, widths: Widths, dynamics: Dynamics, depth: float) -> Widths:
+    """The widths to start with: for a balanced start of an end-to-end flow, as few as tell it."""
+    if not dynamics.end_to_end or depth == 1:
+        return widths
+    with within("initialization"):
+        balanced = initializations.balanced_by_construction(STARTS.resolved(config.initialization))
+        takes = f"true with {config.dynamics.name}, which is the flow of balanced layers"
+        check(balanced is not False, "balanced", False, takes)
+    return initializations.shortest(widths) if balanced else widths
 
 
 def _check_scale(target: Target, precision: str) -> None:
@@ -159,6 +212,25 @@ def _on_cpu() -> AbstractContextManager[object]:
     return jax.default_device(jax.devices("cpu")[0])
 
 
+# --- records --------------------------------------------------------------------------------------
+
+
+def record_points(dynamics: Dynamics, record: configuration.Record) -> np.ndarray:
+    """Where on the clock of the dynamics the records are: 0, then `count` increasing points.
+
+    Raises `InvalidOption` for more records than steps.
+    """
+    if dynamics.clock == "step":
+        return record_steps(int(dynamics.end), record)
+    end, number = float(dynamics.end), np.arange(1, record.count + 1)
+    if record.spacing == "linear" or record.count == 1:
+        points = end * (number / record.count)
+    else:
+        decades = FLOW_DECADES if record.decades is None else record.decades
+        points = end * 10 ** (-decades * (record.count - number) / (record.count - 1))
+    return np.append(0.0, points)
+
+
 def record_steps(steps: int, record: configuration.Record) -> np.ndarray:
     """The step counts of the records: 0, then `count` increasing ones up to `steps`.
 
@@ -168,246 +240,141 @@ def record_steps(steps: int, record: configuration.Record) -> np.ndarray:
     number = np.arange(1, record.count + 1)
     if record.spacing == "linear":
         return np.append(0, np.rint(number * (steps / record.count)).astype(int))
-    spaced = np.rint(np.geomspace(1, steps, record.count)).astype(int) if record.count > 1 else [steps]
-    # Where rounding makes two the same, the later one moves on.
-    return np.append(0, np.maximum.accumulate(spaced - number) + number)
+    first = 1 if record.decades is None else max(1.0, steps * 10**-record.decades)
+    spaced = np.geomspace(first, steps, record.count) if record.count > 1 else np.array([steps])
+    whole = np.rint(spaced).astype(int)
+    # Where rounding makes two the same, the later one moves on, but none beyond the end.
+    later = np.maximum.accumulate(whole - number) + number
+    return np.append(0, np.minimum(later, steps - record.count + number))
 
 
-def starts(problem: Problem) -> Weights:
-    """The starting weights of all lanes, in data coordinates, float64; seeds along the first axis."""
-    config, choice = problem.config, STARTS.resolved(problem.config.initialization)
-    options = dict(choice.options)
+# --- starts ---------------------------------------------------------------------------------------
+
+
+def starts(problems: Sequence[Problem]) -> Start:
+    """Where all lanes of the problems begin, by one program, lanes along the first axis.
+
+    Raises `InvalidOption` for an end-to-end flow whose start is not balanced.
+    """
+    first = problems[0]
+    choices = [STARTS.resolved(problem.config.initialization) for problem in problems]
+    static, _ = configuration.split(choices[0])
+    function, widths = STARTS[static.name], first.start_widths
     with _on_cpu(), within("initialization"):
-        keys = jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + config.seeds))
-        start = functools.partial(STARTS[choice.name], **options)
-        return jax.jit(jax.vmap(lambda key: start(key, problem.static.widths, problem.target)))(keys)
+        for problem, choice in zip(problems, choices, strict=True):
+            # Options are checked where their numbers are known.
+            known = partial(function, widths=widths, target=problem.target, **dict(choice.options))
+            jax.eval_shape(known, jax.random.key(0))
+        seeds = [np.arange(p.config.seed, p.config.seed + p.config.seeds) for p in problems]
+        counts = [problem.config.seeds for problem in problems]
+        numbers = [configuration.split(choice)[1] for choice in choices]
+        targets = [problem.target for problem in problems]
+
+        def draw(seed: Array, target: Target, numbers: dict[str, Scalar]) -> Weights:
+            key = jax.random.key(seed)
+            weights: Weights = function(key, widths, target, **dict(static.options), **numbers)
+            return weights
+
+        drawn = compiled(jax.vmap(draw))(
+            np.concatenate(seeds),
+            _stacked(list(zip(targets, counts, strict=True))),
+            _stacked(list(zip(numbers, counts, strict=True))),
+        )
+        if first.dynamics.end_to_end:
+            return _reduced_start(first, drawn)
+        return Start(drawn, jax.vmap(networks.end_to_end)(drawn), None)
 
 
-# --- compiled programs ----------------------------------------------------------------------------
+def _reduced_start(problem: Problem, drawn: Weights) -> Start:
+    """The start of an end-to-end flow, from layers that must be balanced."""
+    squares = sum(jnp.sum(layer**2, axis=(1, 2)) for layer in drawn)
+    worst = jnp.max(jax.vmap(networks.imbalance)(drawn), axis=1, initial=0) / squares
+    if not float(jnp.max(worst)) <= BALANCED:
+        got = f"{problem.config.initialization.name} with a relative imbalance of {float(jnp.max(worst)):.1e}"
+        takes = f"a balanced start with {problem.config.dynamics.name} (an imbalance up to {BALANCED:.0e})"
+        raise InvalidOption("name", got, takes)
+    reduced, rows = jax.vmap(networks.reduction)(drawn)
+    return Start((reduced,), jax.vmap(networks.end_to_end)(drawn), rows)
 
 
-class Program(NamedTuple):
-    """The compiled functions of one static part; each takes a batch of lanes."""
-
-    init: Callable[[Lane, Weights], State]
-    advance: Callable[[Lane, State, Array], State]
-    record: Callable[[Lane, State], tuple[State, dict[str, Array]]]
-    finish: Callable[[State], tuple[Weights, Array]]
-
-
-@functools.lru_cache(maxsize=32)
-def program(static: Static) -> Program:
-    """The program of a static part; compiled once per shape and precision, however many runs."""
-
-    def init(lane: Lane, weights: Weights) -> State:
-        # A balanced minimizer of the loss has squared size N Σ λ^{1/N} at most.
-        scale = len(weights) * jnp.sum(lane.eigenvalues ** (1 / len(weights)))
-        return integrate.start(_parts(static, lane)[2], networks.pack(weights), scale)
-
-    def step(lane: Lane, state: State) -> State:
-        return integrate.step(_parts(static, lane)[2], state)
-
-    def record(lane: Lane, state: State) -> tuple[State, dict[str, Array]]:
-        target, loss, dynamics = _parts(static, lane)
-        values = diagnostics.record(state.weights, target, loss)
-        settled = integrate.settle(dynamics, state, values["relative_gap"])
-        return settled, values | {"time": state.time, "step": state.step}
-
-    def finish(state: State) -> tuple[Weights, Array]:
-        return networks.unpack(state.weights), diagnostics.cosines(state.weights)
-
-    def init_all(lanes: Lane, weights: Weights) -> State:
-        return integrate.lanes_placed(jax.vmap(init)(lanes, weights))
-
-    def advance_all(lanes: Lane, states: State, until: Array) -> State:
-        axes = integrate.lane_axes(states)
-        batched = jax.vmap(step, in_axes=(0, axes), out_axes=axes)
-        return integrate.advance(functools.partial(batched, lanes), states, until)
-
-    def record_all(lanes: Lane, states: State) -> tuple[State, dict[str, Array]]:
-        axes = integrate.lane_axes(states)
-        return jax.vmap(record, in_axes=(0, axes), out_axes=(axes, 0))(lanes, states)
-
-    def finish_all(states: State) -> tuple[Weights, Array]:
-        return jax.vmap(finish, in_axes=(integrate.lane_axes(states),))(states)
-
-    return Program(jax.jit(init_all), jax.jit(advance_all), jax.jit(record_all), jax.jit(finish_all))
-
-
-def _parts(static: Static, lane: Lane) -> tuple[Target, Loss, Dynamics]:
-    """The target in its eigenbasis, the loss and the dynamics of one lane, from traced numbers."""
-    make_loss, make_dynamics = static.functions
-    target = Target(lane.eigenvalues, None)
-    loss = make_loss(**dict(static.loss.options), **lane.loss)
-    dynamics = make_dynamics(
-        lambda weights: layer_gradients(loss, weights, target),
-        **dict(static.dynamics.options),
-        **lane.dynamics,
-    )
-    return target, loss, dynamics
-
-
-# --- the host's side of the loop ------------------------------------------------------------------
-
-
-@dataclass
-class Batch:
-    """Lanes that one call advances together; behind the first `count`, padding."""
-
-    program: Program
-    lanes: Lane
-    state: State
-    count: int
-    latest: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def advance(self, until: int) -> None:
-        """Let every running lane take steps until it has taken `until`; waits for the end."""
-        if self.running():
-            state = self.program.advance(self.lanes, self.state, np.int32(until))
-            self.state = jax.block_until_ready(state)
-
-    def record(self) -> dict[str, np.ndarray]:
-        """What the lanes hold now, lanes along the first axis; ends those that are done."""
-        if self.running() or not self.latest:
-            self.state, values = self.program.record(self.lanes, self.state)
-            self.latest = {name: np.asarray(each)[: self.count] for name, each in values.items()}
-        return self.latest
-
-    def finish(self) -> dict[str, np.ndarray]:
-        """What is saved of the lanes at the end: outcomes, cosines, weights in the eigenbasis."""
-        layers, cosines = self.program.finish(self.state)
-        values = {f"weights_{j}": layer for j, layer in enumerate(layers, start=1)}
-        values |= {"final_cosines": cosines, "outcome": self.state.outcome}
-        return {name: np.asarray(each)[: self.count] for name, each in values.items()}
-
-    def running(self) -> int:
-        """How many lanes have not ended."""
-        return int(np.sum(np.asarray(self.state.outcome)[: self.count] == Outcome.RUNNING))
-
-
-def batches(problem: Problem, weights: Weights) -> list[Batch]:
-    """The lanes in batches of equal size, in the eigenbasis and the precision of the run."""
-    dtype, count = problem.config.precision, problem.config.seeds
-    most = LANES_PER_BATCH_ON_CPU if jax.default_backend() == "cpu" else count
-    size = -(-count // -(-count // most))
+def _in_eigenbasis(problems: Sequence[Problem], weights: Weights) -> Weights:
+    """The weights of all lanes, moved from data coordinates into the eigenbases of their targets."""
+    parts, taken = [], 0
     with _on_cpu():
-        rotated = (*weights[:-1], problem.target.to_eigenbasis(weights[-1]))
-
-    def placed(value: Any) -> Array:
-        return jax.device_put(np.asarray(value, dtype), jax.devices()[0])
-
-    lanes = jax.tree.map(lambda x: placed(np.broadcast_to(x, (size, *np.shape(x)))), problem.lane)
-    compiled = program(problem.static)
-    built: list[Batch] = []
-    for first in range(0, count, size):
-        members = np.arange(first, first + size)
-        layers = tuple(placed(np.asarray(each)[np.minimum(members, count - 1)]) for each in rotated)
-        state = compiled.init(lanes, layers)
-        outcome = jnp.where(members >= count, np.int32(Outcome.REACHED_END), state.outcome)
-        real = int(np.sum(members < count))
-        built.append(Batch(compiled, lanes, state._replace(outcome=outcome), real))
-    return built
-
-
-def _integrate(
-    problem: Problem,
-    batches: list[Batch],
-    on_progress: Callable[[Progress], None] | None,
-    interruption: Interruption,
-) -> tuple[bool, list[dict[str, np.ndarray]]]:
-    """Advance all batches from record to record; whether it was interrupted, and the records."""
-    records: list[dict[str, np.ndarray]] = []
-    pace, at = _Pace(), 0
-
-    def report() -> None:
-        if on_progress is not None and records:
-            gaps = records[-1]["relative_gap"]
-            running = sum(batch.running() for batch in batches)
-            best, median = float(np.min(gaps)), float(np.median(gaps))
-            on_progress(Progress(at, problem.dynamics.steps, running, len(gaps), best, median))
-
-    try:
-        for until in problem.record_steps:
-            for stop in pace.stops(at, int(until)):
-                for batch in batches:
-                    interruption.check()
-                    batch.advance(stop)
-                at = stop
-                report()
-            records.append(_joined([batch.record() for batch in batches]))
-            report()
-    except KeyboardInterrupt:
-        # The weights may be ahead of the last record, and a result must describe its weights.
-        records.append(_joined([batch.record() for batch in batches]))
-        return True, records
-    return False, records
-
-
-class _Pace:
-    """Cuts the way to the next record into blocks of about `PACE` seconds."""
-
-    def __init__(self) -> None:
-        self._steps = 1
-
-    def stops(self, begin: int, end: int) -> Iterator[int]:
-        """Step counts behind `begin`, up to `end`; how long the caller takes for one sets the next."""
-        while begin < end:
-            began = time.perf_counter()
-            block = min(self._steps, end - begin)
-            begin += block
-            yield begin
-            seconds = time.perf_counter() - began
-            if seconds < PACE / 2 and block == self._steps:
-                self._steps *= 2
-            elif seconds > 2 * PACE:
-                self._steps = max(1, self._steps // 2)
-
-
-def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The values of several batches as one, lanes along the first axis."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for problem in problems:
+            own = weights[-1][taken : taken + problem.config.seeds]
+            parts.append(np.asarray(problem.target.to_eigenbasis(own)))
+            taken += problem.config.seeds
+    return (*weights[:-1], np.concatenate(parts))
 
 
 # --- the result -----------------------------------------------------------------------------------
 
 #: The dimensions of what a record and the end of a run hold, behind `seed` and `record`.
-DIMENSIONS = {"imbalance": ("interface",)} | dict.fromkeys(
+DIMENSIONS = {"imbalance": ("interface",), "end_to_end": ("feature", "latent")} | dict.fromkeys(
     ("singular_values", "alignment", "eigenvalue_error"), ("mode",)
 )
 
 
-def _dataset(problem: Problem, batches: list[Batch], records: list[dict[str, np.ndarray]]) -> xarray.Dataset:
-    """Records and final weights, in data coordinates, as a dataset of results' layout."""
-    config, target = problem.config, problem.target
+def _dataset(
+    problem: Problem, start: Start, records: list[dict[str, np.ndarray]], final: dict[str, np.ndarray]
+) -> xarray.Dataset:
+    """Records, start and final weights, in data coordinates, as a dataset of results' layout."""
+    config = problem.config
     variables: dict[str, Any] = {
         name: (("seed", "record", *DIMENSIONS.get(name, ())), np.stack(values, axis=1))
         for name, values in ((name, [each[name] for each in records]) for name in records[0])
     }
-    final = _joined([batch.finish() for batch in batches])
-    labels = [Outcome(code).label for code in final.pop("outcome")]
+    if "end_to_end" in variables:
+        dimensions, recorded = variables["end_to_end"]
+        variables["end_to_end"] = (dimensions, _whole(problem, start, recorded))
+    generators = {
+        "initial_end_to_end": np.asarray(start.end_to_end, config.precision),
+        "final_end_to_end": _whole(problem, start, final["final_end_to_end"]),
+    }
+    variables |= {name: (("seed", "feature", "latent"), value) for name, value in generators.items()}
+    labels = [Outcome(code).label for code in final["outcome"]]
     variables["outcome"] = ("seed", np.array(labels, dtype=object))
-    variables["final_cosines"] = (("seed", "mode", "eigenvalue"), final.pop("final_cosines"))
-    last = f"weights_{len(problem.static.widths) - 1}"
-    final[last] = np.asarray(target.from_eigenbasis(final[last]), config.precision)
-    for layer in range(1, len(problem.static.widths)):
-        dimensions = ("seed", f"width_{layer}", f"width_{layer - 1}")
-        variables[f"weights_{layer}"] = (dimensions, final[f"weights_{layer}"])
-    depth, rank = len(problem.static.widths) - 1, networks.bottleneck(problem.static.widths)
+    variables["final_cosines"] = (("seed", "mode", "eigenvalue"), final["final_cosines"])
+    variables["margin"] = ("seed", final["margin"])
+    if not problem.dynamics.end_to_end:
+        variables |= _final_layers(problem, final)
+    rank = networks.bottleneck(problem.widths)
     coordinates = {
         "seed": np.arange(config.seed, config.seed + config.seeds),
         "record": np.arange(len(records)),
         "mode": np.arange(1, rank + 1),
     }
-    if depth > 1:
-        coordinates["interface"] = np.arange(1, depth)
+    if len(problem.static.widths) > 2:
+        coordinates["interface"] = np.arange(1, len(problem.static.widths) - 1)
     else:
-        del variables["imbalance"]
-    return xarray.Dataset(variables, coordinates)
+        variables.pop("imbalance", None)
+    return xarray.Dataset(variables, coordinates).assign(_references(problem))
+
+
+def _whole(problem: Problem, start: Start, generators: np.ndarray) -> np.ndarray:
+    """Generators in data coordinates, of shape (n, m), from those that moved; seeds come first."""
+    rotated = problem.target.from_eigenbasis(generators)
+    if start.rows is not None:
+        rows = start.rows.reshape(len(start.rows), *[1] * (generators.ndim - 3), *start.rows.shape[1:])
+        rotated = rotated @ rows
+    return np.asarray(rotated, problem.config.precision)
+
+
+def _final_layers(problem: Problem, final: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The final layers as variables, in data coordinates."""
+    last = len(problem.widths) - 1
+    layers = {layer: final[f"weights_{layer}"] for layer in range(1, last + 1)}
+    layers[last] = np.asarray(problem.target.from_eigenbasis(layers[last]), problem.config.precision)
+    return {
+        f"weights_{layer}": (("seed", f"width_{layer}", f"width_{layer - 1}"), values)
+        for layer, values in layers.items()
+    }
 
 
 def _references(problem: Problem) -> dict[str, Any]:
     """What the records are compared with: the target and the optimum."""
-    target, rank = problem.target, networks.bottleneck(problem.static.widths)
+    target, rank = problem.target, networks.bottleneck(problem.widths)
     loss: Loss = LOSSES.build(problem.config.loss)
     optimum = jnp.diagonal(loss.minimizer(target.in_eigenbasis(), rank))[:rank]
     return {
@@ -435,7 +402,9 @@ def _attributes(problem: Problem, interrupted: bool, seconds: float) -> dict[str
     config = problem.config
     return results.provenance() | {
         "configuration": config.json(),
-        "widths": np.array(problem.static.widths),
+        "widths": np.array(problem.widths),
+        "depth": float(problem.lane.depth),
+        "clock": problem.dynamics.clock,
         "precision": config.precision,
         "seed": config.seed,
         "seeds": config.seeds,

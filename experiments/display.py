@@ -29,25 +29,42 @@ def progress() -> Iterator[Callable[[Any], None]]:
     )
     with bars.Progress(*columns, console=console) as bar:
         task = bar.add_task("preparing", total=None)
-        yield lambda at: bar.update(task, description=state(at), completed=at.step, total=at.steps)
+        yield lambda at: bar.update(task, description=state(at), completed=at.position, total=at.end)
 
 
 def state(at: Any) -> str:
-    """Where a run stands, from its `simulate.Progress`; the time left comes behind it."""
+    """Where a run stands, from its `Progress`; the time left comes behind it."""
+    number = "{:,.0f}" if at.clock == "step" else "{:.4g}"
+    place = f"{at.clock} {number.format(at.position)}/{number.format(at.end)}"
     gaps = f"gap {at.best_gap:.1e}, median {at.median_gap:.1e}"
-    return f"step {at.step:,}/{at.steps:,} · {at.running}/{at.lanes} running · {gaps} · left"
+    return f"{place} · {at.running}/{at.lanes} running · {gaps} · left"
 
 
 def table(rows: Sequence[Any]) -> Table:
     """A table of the rows of `analysis.summary`."""
-    result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("seed", "final loss", "gap", "relative gap", "rank", "steps", "flow time"):
-        result.add_column(name, justify="right", no_wrap=True)
+    names = ("seed", "final loss", "gap", "relative gap", "rank", "steps", "flow time")
+    result = _columns(names)
     result.add_column("outcome", no_wrap=True)
     for row in rows:
         numbers = f"{row.loss:.6g}", f"{row.gap:.1e}", f"{row.relative_gap:.1e}", f"{row.rank}"
         times = f"{row.step:,}", f"{row.time:.4g}"
         result.add_row(f"{row.seed}", *numbers, *times, row.outcome.replace("_", " "))
+    return result
+
+
+def listing(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of texts, such as the findings of a study."""
+    result = _columns(columns)
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def _columns(names: Sequence[str]) -> Table:
+    """An empty table with columns of numbers."""
+    result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in names:
+        result.add_column(name, justify="right", no_wrap=True)
     return result
 
 
@@ -60,11 +77,17 @@ def plain(renderable: Any) -> str:
 
 
 def show(rows: Sequence[Any]) -> None:
-    """Print the table: in color on a terminal, else as plain text."""
+    """Print the table of `analysis.summary`; on a terminal only the first of many seeds."""
+    terminal = Console().is_terminal
+    show_table(table(rows[:LISTED] if terminal else rows))
+    if terminal and len(rows) > LISTED:
+        Console().print(f"… and {len(rows) - LISTED:,} more seeds: see the log", highlight=False)
+
+
+def show_table(table: Table) -> None:
+    """Print a table: in color on a terminal, else as plain text."""
     console = Console()
-    if not console.is_terminal:
-        print(plain(table(rows)))
-        return
-    console.print(table(rows[:LISTED]))
-    if len(rows) > LISTED:
-        console.print(f"… and {len(rows) - LISTED:,} more seeds: see the log", highlight=False)
+    if console.is_terminal:
+        console.print(table)
+    else:
+        print(plain(table))

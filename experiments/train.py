@@ -34,18 +34,28 @@ SHORTFALLS = 8
 
 
 def train(config: Config, folder: Path) -> float:
-    """Run a configuration, save the result and its figures in the folder, and print a summary.
+    """Run a configuration, save results and figures in the folder, and print a summary.
 
     Returns the median of the final relative gaps, or a huge number where that is not finite, since
-    sweepers that optimize cannot take NaN. Ctrl-C ends a run early, with exit status 130.
+    sweepers that optimize cannot take NaN. Ctrl-C ends it early, with exit status 130.
     """
-    from bwdln import figures, results, simulate  # JAX: not at the start, so that --help is quick
-    from experiments import display
+    from bwdln import results  # JAX: not at the start, so that --help is quick
 
-    began = time.perf_counter()
     log.info("configuration:\n%s", json.dumps(config.mapping(), indent=2))
     for name, value in results.provenance().items():
         log.info("%s: %s", name, value)
+    gap, interrupted = (run if config.study is None else study)(config, folder)
+    if interrupted:
+        sys.exit(command_line.INTERRUPTED)
+    return gap if math.isfinite(gap) else sys.float_info.max
+
+
+def run(config: Config, folder: Path) -> tuple[float, bool]:
+    """A single run: the median of the final relative gaps, and whether it was interrupted."""
+    from bwdln import figures, results, simulate
+    from experiments import display
+
+    began = time.perf_counter()
     with display.progress() as on_progress:
         result = simulate.run(config, on_progress=on_progress)
     with Interruption(hold=True):
@@ -55,10 +65,26 @@ def train(config: Config, folder: Path) -> float:
         report(["interrupted: what was recorded until now is kept"])
     gap = summarize(result)
     drawn = figures.save_all(result, folder)
-    report(ending(folder, path, drawn, time.perf_counter() - began))
-    if interrupted:
-        sys.exit(command_line.INTERRUPTED)
-    return gap if math.isfinite(gap) else sys.float_info.max
+    report(ending(folder, [("result", path)], drawn, time.perf_counter() - began))
+    return gap, interrupted
+
+
+def study(config: Config, folder: Path) -> tuple[float, bool]:
+    """A study of several runs: its score, and whether it was interrupted."""
+    from bwdln import studies
+    from experiments import display
+
+    began = time.perf_counter()
+    with display.progress() as on_progress:
+        found = studies.conduct(config, folder, on_progress)
+    if found.rows:
+        table = display.listing(found.columns, found.rows)
+        log.info("findings:\n%s", display.plain(table))
+        display.show_table(table)
+    report(found.notes)
+    paths = [*(("result", path) for path in found.results), *(("table", path) for path in found.tables)]
+    report(ending(folder, paths, found.figures, time.perf_counter() - began))
+    return found.score, found.interrupted
 
 
 def summarize(result: Result) -> float:
@@ -79,13 +105,16 @@ def summarize(result: Result) -> float:
     return statistics.median(row.relative_gap for row in rows)
 
 
-def ending(folder: Path, result: Path, drawn: Sequence[Path], seconds: float) -> list[str]:
+def ending(
+    folder: Path, written: Sequence[tuple[str, Path]], drawn: Sequence[Path], seconds: float
+) -> list[str]:
     """The last lines: the time it took and where the files are."""
     names, kinds = ({each.stem for each in drawn}, {each.suffix[1:] for each in drawn})
+    files = f"{_shown(folder)}/{{{','.join(sorted(names))}}}.{{{','.join(sorted(kinds))}}}"
     return [
         f"time     {seconds:.1f} s",
-        f"result   {_shown(result)}",
-        f"figures  {_shown(folder)}/{{{','.join(sorted(names))}}}.{{{','.join(sorted(kinds))}}}",
+        *(f"{what:8} {_shown(path)}" for what, path in written),
+        *([f"figures  {files}"] if drawn else []),
         *(f"log      {_shown(each)}" for each in folder.glob("*.log")),
     ]
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from bwdln.config import from_mapping
 from bwdln.targets import Target
 
 #: (n, m): square, tall, wide, bottleneck 1, one dimension.
@@ -51,3 +52,23 @@ def bures_wasserstein(generator: np.ndarray, covariance: np.ndarray, tau: float)
 def frobenius(generator: np.ndarray, covariance: np.ndarray) -> float:
     """‖W Wᵀ − Σ₀‖_F² by NumPy alone."""
     return float(np.sum((generator @ generator.T - covariance) ** 2))
+
+
+def job(**changes):
+    """A small job; a change is a whole group, or an option of one as `group__option`."""
+    mapping = {
+        "target": {"name": "geometric", "dimension": 5, "condition_number": 10.0},
+        "network": {"depth": 3, "bottleneck": 3},
+        "initialization": {"name": "xavier_normal"},
+        "loss": {"name": "bures_wasserstein", "tau": 0.0},
+        "dynamics": {"name": "gradient_descent", "step_size": 0.05, "steps": 60},
+        "record": {"count": 6},
+        "seeds": 3,
+    }
+    for name, value in changes.items():
+        group, _, option = name.partition("__")
+        if option:
+            mapping[group] = {**mapping[group], option: value}
+        else:
+            mapping[group] = value
+    return from_mapping(mapping)

@@ -96,6 +96,10 @@ def simulate(
             "target_eigenvalues": ("eigenvalue", eigenvalues),
             "target_eigenvectors": (("feature", "eigenvalue"), vectors),
             "final_cosines": (("seed", "mode", "eigenvalue"), cosines),
+            "final_end_to_end": (
+                ("seed", "feature", "latent"),
+                np.stack([vectors @ _product(lane[1]) for lane in lanes]),
+            ),
             "initial_end_to_end": (
                 ("seed", "feature", "latent"),
                 np.stack([vectors @ lane[2] for lane in lanes]),
@@ -221,7 +225,7 @@ def with_diverged(result: Result, lanes: tuple[int, ...], value: float = np.nan)
         values = dataset[name].values
         if name in ("loss", "gap", "relative_gap"):
             values[list(lanes), -3:] = np.array([1e3, 1e12, value])
-        elif name.startswith(("weights", "final_cosines")):
+        elif name.startswith(("weights", "final_")):
             values[list(lanes)] = value
         elif name in ("singular_values", "alignment"):
             values[list(lanes), -1] = value

@@ -125,36 +125,68 @@ def test_shortfalls_say_why():
         analysis.shortfalls(result, 0)
 
 
+def test_shortfalls_of_a_flow_are_told_in_flow_time():
+    time, falling = np.linspace(0, 3, 11), 10.0 ** -np.linspace(0, 6, 11)
+    broken = np.where(time > 1, np.nan, falling)
+    outcomes = ["reached_end", "stalled", "diverged", "running"]
+    gaps = np.array([falling, falling, broken, np.maximum(falling, 1e-3)])
+    dataset = with_gaps(gaps, np.arange(11) * 200, outcomes).dataset
+    dataset["time"].values[:] = time
+    result = Result(dataset.assign_attrs(clock="time"))
+    assert analysis.shortfalls(result, 1e-9) == [
+        "seed 0 ended at relative gap 1.0e-06: reached its end, flow time 3, "
+        "still decreasing: at this rate about a flow time of 1.5 more is needed",
+        "seed 1 ended at relative gap 1.0e-06: stalled at flow time 3, step 2,000; "
+        "try larger tolerances or dynamics.max_steps",
+        "seed 2 ended at relative gap nan: diverged by flow time 3; "
+        "try smaller tolerances or a smaller step size",
+        "seed 3 ended at relative gap 1.0e-03: interrupted at flow time 3, "
+        "not decreasing lately: the limit of rounding, or a saddle",
+    ]
+    left = analysis.remaining(result, 0, 1e-9)
+    assert left is not None and abs(left - 1.5) < 1e-9
+
+
+def test_a_flow_is_shown_against_flow_time(result):
+    flow = Result(result.dataset.assign_attrs(clock="time"))
+    time = result.dataset["time"].values
+    assert (analysis.clock(flow), analysis.clock(result)) == ("time", "step")
+    np.testing.assert_array_equal(analysis.convergence(flow).axis, time)
+    np.testing.assert_array_equal(analysis.band(flow, "loss").axis, time[0])
+    np.testing.assert_array_equal(analysis.alignment(flow).axis, time[0])
+    np.testing.assert_array_equal(analysis.band(flow, "loss", axis="step").axis, result.dataset["step"][0])
+
+
 def test_not_a_number_is_a_shortfall():
     gaps = np.array([[1.0, np.nan]])
     (sentence,) = analysis.shortfalls(with_gaps(gaps, np.array([0, 10]), ["diverged"]), 1e-9)
     assert sentence == "seed 0 ended at relative gap nan: diverged by step 10; try a smaller step size"
 
 
-def test_steps_left_on_an_exponential():
+def test_steps_remaining_on_an_exponential():
     steps = np.array([0, 1, 10, 100, 900, 1000])
     result = with_gaps(np.exp(-0.01 * steps)[None], steps, ["reached_end"])
-    left = analysis.steps_left(result, 0, float(np.exp(-15)))
+    left = analysis.remaining(result, 0, float(np.exp(-15)))
     assert left is not None and abs(left - 500) <= 1
-    assert analysis.steps_left(result, 0, 0.5) == 0
+    assert analysis.remaining(result, 0, 0.5) == 0
 
 
-def test_steps_left_of_a_lane_that_ended_early_looks_at_its_own_last_steps():
+def test_steps_remaining_of_a_lane_that_ended_early_looks_at_its_own_last_steps():
     steps = np.array([0, 50, 100, 100, 100])
     result = with_gaps(np.exp(-0.1 * steps)[None], steps, ["converged"])
-    left = analysis.steps_left(result, 0, float(np.exp(-20)))
+    left = analysis.remaining(result, 0, float(np.exp(-20)))
     assert left is not None and abs(left - 100) <= 1
 
 
 @pytest.mark.parametrize("gaps", [[1.0, 1.0], [1.0, 2.0], [1.0, 0.995], [1.0, np.inf], [1.0, 0.0]])
-def test_no_steps_left_where_the_gap_does_not_decrease(gaps):
+def test_nothing_remains_where_the_gap_does_not_decrease(gaps):
     result = with_gaps(np.array([gaps]), np.array([0, 10]), ["reached_end"])
-    assert analysis.steps_left(result, 0, 1e-9) is None
+    assert analysis.remaining(result, 0, 1e-9) is None
 
 
-def test_no_steps_left_of_a_lane_that_never_moved():
+def test_nothing_remains_of_a_lane_that_never_moved():
     result = with_gaps(np.ones((1, 3)), np.zeros(3), ["diverged"])
-    assert analysis.steps_left(result, 0, 1e-9) is None
+    assert analysis.remaining(result, 0, 1e-9) is None
 
 
 # --- spectra and singular vectors -----------------------------------------------------------------

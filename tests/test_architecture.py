@@ -25,7 +25,8 @@ LAYERS = (
     {"initializations"},
     {"losses"},
     {"dynamics", "diagnostics", "theory"},
-    {"results", "analysis", "figures"},
+    {"results", "analysis", "comparison", "figures"},
+    {"lanes"},
     {"simulate"},
     {"sweep"},
     {"studies"},
@@ -37,13 +38,14 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 BASE = {"errors", "types", "interruption", "registry"}
 #: Parts that read results: all they may import, beside the base.
 ONLY = {
-    "results": {"config", "targets"},
+    "results": {"config", "initializations", "targets"},
     "analysis": {"config", "results", "targets"},
-    "figures": {"analysis", "results"},
+    "comparison": {"analysis", "results"},
+    "figures": {"analysis", "comparison", "results"},
 }
 #: Who may read the configuration.
 CONFIG_READERS = {"networks", *ONLY, "simulate", "sweep", "studies", "launcher", "experiments"}
-#: Who may import the analysis and the figures.
+#: Who may import what reads results.
 FIGURE_READERS = {"studies", "launcher", "experiments"}
 
 #: Libraries and the only parts that may import them; an empty set for none at all.
@@ -127,7 +129,7 @@ def allowed(part: str, other: str) -> bool:
         return other in BASE | ONLY[part]
     if other == "config":
         return part in CONFIG_READERS
-    if other in ("analysis", "figures"):
+    if other in ("analysis", "comparison", "figures"):
         return part in FIGURE_READERS
     return LEVEL[other] < LEVEL.get(part, 0)
 
@@ -138,7 +140,7 @@ def test_imports_point_down() -> None:
 
 def test_every_module_is_checked() -> None:
     seen = {part for part, _, _ in imports(ROOT)}
-    assert {"losses", "networks", "targets", "simulate", "results", "experiments"} <= seen
+    assert {"losses", "networks", "targets", "simulate", "results", "studies", "experiments"} <= seen
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,14 @@ def test_every_module_is_checked() -> None:
         ("bwdln/simulate.py", "from bwdln.figures import save_all"),
         ("bwdln/simulate.py", "from omegaconf import OmegaConf"),
         ("bwdln/analysis.py", "from matplotlib import pyplot"),
+        ("bwdln/analysis.py", "from bwdln.comparison import compare"),
+        ("bwdln/comparison.py", "from bwdln.config import Config"),
+        ("bwdln/figures/run.py", "from bwdln.studies import descent_to_flow"),
+        ("bwdln/figures/run.py", "from bwdln.config import Config"),
+        ("bwdln/simulate.py", "from bwdln.comparison import compare"),
+        ("bwdln/simulate.py", "from bwdln.studies import conduct"),
+        ("bwdln/studies/base.py", "from matplotlib.figure import Figure"),
+        ("bwdln/studies/base.py", "import experiments.display"),
         ("bwdln/results.py", "import pickle"),
         ("bwdln/dynamics/base.py", "import diffrax"),
         ("bwdln/losses.py", "import experiments.train"),
@@ -184,7 +194,9 @@ def test_the_checker_sees_a_breach(tmp_path: Path, path: str, source: str) -> No
         ("bwdln/dynamics/base.py", "from bwdln.dynamics.integrate import advance\nfrom . import integrate"),
         ("bwdln/networks.py", "from bwdln.config import Network"),
         ("bwdln/simulate.py", "from bwdln import diagnostics, losses, results, targets"),
-        ("bwdln/figures.py", "import matplotlib.pyplot\nfrom bwdln.analysis import band"),
+        ("bwdln/figures/run.py", "import matplotlib.pyplot\nfrom bwdln.analysis import band"),
+        ("bwdln/figures/study.py", "from bwdln.comparison import Comparison\nfrom . import parts"),
+        ("bwdln/studies/one.py", "from bwdln import comparison, config, figures, results, simulate"),
         ("experiments/train.py", "import hydra\nfrom bwdln import figures\nimport experiments.display"),
     ],
 )

@@ -309,7 +309,7 @@ def test_a_sweep_runs_every_job_and_says_which_was_refused(command):
 
 def test_an_interrupted_run_keeps_what_was_recorded(command, monkeypatch):
     def interrupt(progress):
-        if progress.step >= 8:
+        if progress.position >= 8:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(display, "progress", lambda: memoryless(interrupt))
@@ -395,7 +395,9 @@ class memoryless:
 
 # --- display --------------------------------------------------------------------------------------
 
-AT = SimpleNamespace(step=1200, steps=2000, running=3, lanes=16, best_gap=1.5e-9, median_gap=2e-3)
+AT = SimpleNamespace(
+    position=1200.0, end=2000.0, clock="step", running=3, lanes=16, best_gap=1.5e-9, median_gap=2e-3
+)
 
 
 def test_the_bar_shows_lanes_and_gaps_on_a_terminal_only(monkeypatch, capsys):
@@ -409,6 +411,11 @@ def test_the_bar_shows_lanes_and_gaps_on_a_terminal_only(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "step 1,200/2,000 · 3/16 running · gap 1.5e-09, median 2.0e-03 · left" in err
+
+
+def test_the_bar_of_a_flow_shows_its_time():
+    at = SimpleNamespace(**vars(AT) | {"position": 0.5, "end": 3.0, "clock": "time"})
+    assert display.state(at).startswith("time 0.5/3 · 3/16 running")
 
 
 def test_long_tables_are_cut_on_a_terminal_only(monkeypatch, capsys):

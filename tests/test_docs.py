@@ -112,7 +112,7 @@ def test_command_is_valid(arguments: list[str], tmp_path: Path, monkeypatch: pyt
         options = OmegaConf.to_container(compose("config", overrides), resolve=True, throw_on_missing=True)
     problem = simulate.prepare(command_line.configuration(options))  # type: ignore[arg-type]
     if any(each.startswith("initialization=") for each in arguments):
-        simulate.starts(problem)
+        simulate.starts([problem])
 
 
 def test_make_targets_exist() -> None:

@@ -26,7 +26,7 @@ ALL_SCHEDULES = sorted(gradient_descent.SCHEDULES)
 
 def dynamics_for(loss, sigma, **options):
     return gradient_descent.gradient_descent(
-        lambda weights: losses.layer_gradients(loss, weights, sigma), **options
+        lambda weights: losses.layer_gradients(loss, weights, sigma), 1.0, **options
     )
 
 
@@ -38,7 +38,7 @@ def descend(name, weights, sigma, steps, step_size, tau=None):
     state = integrate.start(dynamics, networks.pack(weights), 1e3)
 
     def step(state, _):
-        state = integrate.step(dynamics, state)
+        state = integrate.step(dynamics, state, 2**30)
         return state, networks.unpack(state.weights)
 
     return jax.lax.scan(step, state, length=steps)[1]
@@ -162,7 +162,7 @@ def test_optimizers_equal_optax_on_plain_layers(name, depth):
         return optax.apply_updates(layers, updates), memory
 
     layers, memory = list(weights), optimizer.init(list(weights))
-    step = jax.jit(lambda state: integrate.step(dynamics, state))
+    step = jax.jit(lambda state: integrate.step(dynamics, state, 2**30))
     for _ in range(5):
         layers, memory = reference(layers, memory)
         state = step(state)
@@ -184,14 +184,14 @@ def test_optimizers_equal_optax_on_plain_layers(name, depth):
 )
 def test_schedules_scale_the_step_and_the_flow_time(name, options, first, last):
     dynamics = gradient_descent.gradient_descent(
-        lambda weights: weights, step_size=0.5, steps=100, schedule=Choice(name, options)
+        lambda weights: weights, 1.0, step_size=0.5, steps=100, schedule=Choice(name, options)
     )
     weights = networks.pack((jnp.ones((1, 1)),))
     memory = dynamics.init(weights)
     for count, factor in ((0, first), (100, last)):
-        moved, _, duration = dynamics.step(weights, memory, jnp.asarray(count))
-        np.testing.assert_allclose(duration, 0.5 * factor, rtol=1e-12)
-        np.testing.assert_allclose(moved.above[0], np.full((1, 1), 1 - duration), rtol=1e-12)
+        step = dynamics.step(weights, memory, jnp.asarray(count), True)
+        np.testing.assert_allclose(step.duration, 0.5 * factor, rtol=1e-12)
+        np.testing.assert_allclose(step.weights.above[0], np.full((1, 1), 1 - step.duration), rtol=1e-12)
 
 
 def test_every_optimizer_and_schedule_is_in_these_tests():
@@ -216,8 +216,16 @@ def advanced(step_sizes, until):
     sizes = jnp.asarray(step_sizes)
     states = integrate.lanes_placed(jax.vmap(start)(sizes))
     axes = integrate.lane_axes(states)
-    step = jax.vmap(lambda size, s: integrate.step(dynamics(size), s), (0, axes), axes)
-    return jax.jit(lambda s: integrate.advance(functools.partial(step, sizes), s, until))(states)
+    step = jax.vmap(lambda size, s: integrate.step(dynamics(size), s, until), (0, axes), axes)
+    going = jax.vmap(lambda size, s: integrate.active(dynamics(size), s, until), (0, axes))
+
+    @jax.jit
+    def run(states):
+        return integrate.advance(
+            functools.partial(step, sizes), lambda s: jnp.any(going(sizes, s)), states, 10**6
+        )
+
+    return run(states)
 
 
 def test_a_diverging_lane_is_frozen_finite_and_harmless():
@@ -249,18 +257,18 @@ def test_every_running_lane_reaches_the_step_asked_for():
 )
 def test_stop_rule(step, gap, tolerance, before, after):
     dynamics = gradient_descent.gradient_descent(
-        lambda weights: weights, step_size=1.0, steps=10, gap_tolerance=tolerance
+        lambda weights: weights, 1.0, step_size=1.0, steps=10, gap_tolerance=tolerance
     )
     state = integrate.start(dynamics, networks.pack((jnp.eye(2),)), 1.0)
     state = state._replace(step=jnp.asarray(step), outcome=jnp.asarray(before, jnp.int32))
-    assert integrate.settle(dynamics, state, jnp.asarray(gap)).outcome == after
+    assert integrate.settle(dynamics, state, state, jnp.asarray(gap)).outcome == after
 
 
 def test_an_ended_lane_does_not_move():
-    dynamics = gradient_descent.gradient_descent(lambda weights: weights, step_size=0.1, steps=10)
+    dynamics = gradient_descent.gradient_descent(lambda weights: weights, 1.0, step_size=0.1, steps=10)
     state = integrate.start(dynamics, networks.pack((jnp.eye(2),)), 1.0)
     state = state._replace(outcome=jnp.int32(Outcome.CONVERGED))
-    after = integrate.step(dynamics, state)
+    after = integrate.step(dynamics, state, 2**30)
     for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -296,4 +304,4 @@ def test_an_ended_lane_does_not_move():
 def test_refuses_bad_options(options, message):
     full = {"step_size": 0.1, "steps": 10} | options
     with pytest.raises(InvalidOption, match=message):
-        DYNAMICS.build(Choice("gradient_descent", tuple(full.items())), lambda weights: weights)
+        DYNAMICS.build(Choice("gradient_descent", tuple(full.items())), lambda weights: weights, 1.0)

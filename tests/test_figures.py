@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -47,6 +48,17 @@ def logarithmic() -> Result:
     return Result(dataset)
 
 
+def flow(spacing: str) -> Result:
+    """As from a gradient flow that was recorded at times over seven decades, or equally far apart."""
+    dataset = synthetic.gaussian().dataset.copy(deep=True)
+    records = dataset.sizes["record"]
+    spaced = {"logarithmic": 3 * np.logspace(-7, 0, records - 1), "linear": np.linspace(0, 3, records)[1:]}
+    dataset["time"].values[:] = np.append(0, spaced[spacing])
+    config = json.loads(dataset.attrs["configuration"])
+    config["record"]["spacing"] = spacing
+    return Result(dataset.assign_attrs(clock="time", configuration=json.dumps(config)))
+
+
 EVERY = tuple(figures.FIGURES)
 
 #: Results that try the figures, and which of them they try.
@@ -72,6 +84,8 @@ CASES = {
     "gap 0": (gap_zero, ("gap",)),
     "always at the optimum": (always_at_the_optimum, ("gap", "alignment")),
     "depth 1, logarithmic": (logarithmic, ("gap", "alignment", "samples")),
+    "flow": (lambda: flow("linear"), EVERY),
+    "flow, logarithmic": (lambda: flow("logarithmic"), ("gap", "alignment")),
     "dimension 1": (lambda: synthetic.gaussian(dimension=1, rank=1), EVERY),
 }
 
@@ -120,7 +134,7 @@ def test_gap():
     median, *seeds = axes.lines
     np.testing.assert_array_equal(median.get_ydata(), shown.band.median)
     np.testing.assert_array_equal([each.get_ydata() for each in seeds], shown.relative_gap)
-    np.testing.assert_array_equal(seeds[0].get_xdata(), shown.step[0])
+    np.testing.assert_array_equal(seeds[0].get_xdata(), shown.axis[0])
     low, high = axes.get_ylim()
     assert low <= shown.relative_gap.min() and shown.relative_gap.max() <= high
 
@@ -147,6 +161,24 @@ def test_gap_of_zero_is_shown_at_the_floor():
 def test_logarithmic_records_have_a_logarithmic_step_axis():
     figure = drawn("depth 1, logarithmic")
     assert figure["gap"].axes[0].get_xscale() == figure["alignment"].axes[0].get_xscale() == "symlog"
+
+
+def test_a_flow_is_drawn_against_flow_time():
+    for name in ("gap", "alignment"):
+        axes, other = (drawn(case)[name].axes[0] for case in ("flow", "flow, logarithmic"))
+        assert axes.get_xlabel() == other.get_xlabel() == "flow time $t$"
+        assert (axes.get_xscale(), other.get_xscale()) == ("linear", "symlog")
+        np.testing.assert_array_equal(axes.lines[0].get_xdata(), flow("linear").dataset["time"][0])
+        np.testing.assert_allclose(other.get_xticks(), [0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1])
+
+
+def test_labels_of_a_logarithmic_axis_are_apart():
+    for case in ("flow, logarithmic", "depth 1, logarithmic"):
+        figure = drawn(case)["gap"]
+        with matplotlib.rc_context(figures.STYLE):
+            figure.draw_without_rendering()
+        boxes = [each.get_window_extent() for each in figure.axes[0].get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_spectrum():

@@ -1,70 +1,30 @@
-"""Starts: shapes, distributions, balancedness, the margin, a user's files, and what is refused."""
+"""Starts: shapes, distributions, balancedness, and what is refused."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from starts import KEY, OURS, assert_balanced, product, shapes, start, target_for, target_of
 
-from bwdln import initializations, networks
 from bwdln.errors import InvalidOption
-from bwdln.initializations import STARTS, balanced, close_to_target
+from bwdln.initializations import STARTS, balanced, balanced_by_construction, shortest
 from bwdln.registry import Choice
-from bwdln.targets import Target
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "initialization"
-OURS = [name for name in STARTS if STARTS[name].__module__ == initializations.__name__]
 DRAWN = [name for name in OURS if name not in ("file", "close_to_target")]
 WITH_BALANCED = [name for name in OURS if "balanced" in STARTS.options(name)]
-
-KEY = jax.random.key(0)
 WIDTHS = st.lists(st.integers(1, 6), min_size=2, max_size=7).map(tuple)
-
-
-def target_of(eigenvalues: Any, seed: int = 0) -> Target:
-    values = jnp.asarray(eigenvalues, float)
-    return Target(values, jax.random.orthogonal(jax.random.key(seed), len(values)))
-
-
-def target_for(widths: tuple[int, ...]) -> Target:
-    return target_of(np.linspace(3.0, 1.0, widths[-1]))
-
-
-def start(name: str, widths: tuple[int, ...], key: Any = KEY, **options: Any) -> list[np.ndarray]:
-    return [np.asarray(layer) for layer in STARTS[name](key, widths, target_for(widths), **options)]
-
-
-def product(layers: list[np.ndarray]) -> np.ndarray:
-    result = layers[0]
-    for layer in layers[1:]:
-        result = layer @ result
-    return result
-
-
-def imbalances(layers: list[np.ndarray]) -> list[float]:
-    return [float(np.linalg.norm(above.T @ above - below @ below.T)) for below, above in pairwise(layers)]
-
-
-def shapes(widths: tuple[int, ...]) -> list[tuple[int, int]]:
-    return [(rows, columns) for columns, rows in pairwise(widths)]
-
-
-def assert_balanced(layers: list[np.ndarray], largest: float) -> None:
-    scale = largest ** (2 / len(layers)) * layers[0].shape[0] ** 0.5
-    assert max(imbalances(layers), default=0.0) <= 1e-13 * scale
 
 
 # --- balanced -------------------------------------------------------------------------------------
@@ -193,6 +153,56 @@ def test_single_precision_without_x64() -> None:
             assert {layer.dtype for layer in abstract} == {jnp.dtype("float32")}
 
 
+# --- what is known before a start is drawn --------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_balanced_by_construction_says_what_the_layers_are(name: str) -> None:
+    if name in WITH_BALANCED:
+        assert balanced_by_construction(Choice(name)) is False
+        for value in (True, False):
+            assert balanced_by_construction(Choice(name, (("balanced", value),))) is value
+    elif name == "file":
+        assert balanced_by_construction(Choice("file", (("path", "start.npy"),))) is None
+    else:
+        assert balanced_by_construction(Choice(name)) is True
+        layers = start(name, (4, 3, 3, 5, 3))
+        assert_balanced(layers, float(np.linalg.norm(product(layers), 2)))
+
+
+def test_balanced_by_construction_of_a_start_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(key: Any, widths: Any, target: Any, *, size: float = 1.0) -> Any: ...
+
+    def switched(key: Any, widths: Any, target: Any, *, balanced: bool = True) -> Any: ...
+
+    monkeypatch.setattr(STARTS, "_functions", STARTS._functions | {"mine": mine, "switched": switched})
+    assert balanced_by_construction(Choice("mine", (("size", 2.0),))) is None
+    assert balanced_by_construction(Choice("switched")) is True
+    assert balanced_by_construction(Choice("switched", (("balanced", False),))) is False
+    with pytest.raises(InvalidOption, match=r"^initialization: got nromal; takes one of aligned, "):
+        balanced_by_construction(Choice("nromal"))
+
+
+@given(WIDTHS)
+def test_the_shortest_network_keeps_what_counts(widths: tuple[int, ...]) -> None:
+    short = shortest(widths)
+    assert (short[0], min(short), short[-1]) == (widths[0], min(widths), widths[-1])
+    assert len(short) == (2 if min(widths) in (widths[0], widths[-1]) else 3)
+    assert shortest(short) == short
+
+
+@pytest.mark.parametrize("name", [*WITH_BALANCED, "aligned", "close_to_target"])
+def test_the_shortest_network_has_the_same_end_to_end_start(name: str) -> None:
+    options = {"balanced": True} if name in WITH_BALANCED else {}
+    full_rank = [(5, 3), (3, 6, 4, 3), (4, *[3] * 15)]
+    deficient = [(5, 2, 3), (2, 6, 4, 5), (4, 5, 1, 7, 4), (4, *[3] * 15, 5)]
+    for widths in full_rank + (deficient if name != "close_to_target" else []):
+        expected = product(start(name, shortest(widths), **options))
+        found = product(start(name, widths, **options))
+        size = float(np.linalg.norm(expected, 2))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * size)
+
+
 # --- distributions --------------------------------------------------------------------------------
 
 VARIANCES = {
@@ -318,141 +328,6 @@ def test_aligned_modes_follow_the_exact_recursion(widths: Any, tau: float, spect
     np.testing.assert_allclose(np.linalg.norm(cosines, axis=1), reduced**depth, rtol=1e-10)
 
 
-# --- close to the target: the margin --------------------------------------------------------------
-
-SPECTRA = {
-    "flat": np.ones(12),
-    "one mode": np.array([2.0]),
-    "linear": np.linspace(10, 1, 20),
-    "ill-conditioned": np.geomspace(1e6, 1e-5, 8),
-    "huge and tiny": np.array([1e140, 1e130]),
-    "repeated": np.array([3.0, 3.0, 0.5, 0.5, 0.5]),
-}
-
-
-def distances(generators: np.ndarray, target: Target, tau: float) -> np.ndarray:
-    """√L_τ of a batch of generators, in NumPy: ‖Σ_τ^{1/2} − R Q‖ with Q the polar factor."""
-    rotated = np.asarray(target.eigenvectors).T @ generators
-    left, values, _ = np.linalg.svd(rotated, full_matrices=False)
-    root = (left * np.sqrt(values**2 + tau)[:, None, :]) @ left.swapaxes(1, 2)
-    scale = np.sqrt(np.asarray(target.eigenvalues))[:, None]
-    u, _, v = np.linalg.svd(scale * root)
-    return np.linalg.norm(root - scale * (u @ v), axis=(1, 2))
-
-
-def generators_close_to(target: Target, widths: Any) -> Callable[..., np.ndarray]:
-    """End-to-end matrices for many keys; one program for all scales and τ, which are traced."""
-
-    def generator(key: Any, scale: Any, tau: Any) -> Any:
-        return networks.end_to_end(close_to_target(key, widths, target, scale=scale, tau=tau))
-
-    compiled = jax.jit(jax.vmap(generator, in_axes=(0, None, None)))
-    keys = jax.random.split(jax.random.key(5), 300)
-    return lambda count, scale=0.95, tau=0.0: np.asarray(compiled(keys, scale, tau))[:count]
-
-
-@pytest.mark.parametrize("spectrum", SPECTRA)
-def test_close_to_target_has_a_margin_for_every_key(spectrum: str) -> None:
-    target = target_of(SPECTRA[spectrum])
-    n, smallest = len(target.eigenvalues), float(target.eigenvalues[-1])
-    generators = generators_close_to(target, (n + 1, n + 2, n))
-    for tau in (0.0, 0.3 * smallest, 0.99 * smallest):
-        found = distances(generators(300, tau=tau), target, tau)
-        room = smallest**0.5 - tau**0.5
-        assert (found < room).all()
-        assert (found > 0.01 * room / n).all()  # it is a start near the target, not the target
-
-
-def test_close_to_target_has_a_margin_in_extended_precision() -> None:
-    """Where √λ_n is near the rounding of √λ_1, against 60 digits."""
-    eigenvalues = [1e12, 1e3, 1.0]
-    target, tau = Target(jnp.asarray(eigenvalues), None), 0.9
-    found = generators_close_to(target, (3, 4, 3))(5, tau=tau)
-    with mpmath.workdps(60):
-        root = mpmath.diag([mpmath.sqrt(value) for value in eigenvalues])
-        for generator in found:
-            matrix = mpmath.matrix(generator.tolist())
-            perturbed = matrix * matrix.T + tau * mpmath.eye(3)
-            cross = sum(map(mpmath.sqrt, mpmath.eigsy(root * perturbed * root, eigvals_only=True)))
-            loss = sum(perturbed[i, i] + eigenvalues[i] for i in range(3)) - 2 * cross
-            assert 0 < mpmath.sqrt(loss) < 1 - mpmath.sqrt(tau)
-
-
-def test_close_to_target_is_the_authors_construction() -> None:
-    """A scale small enough is kept: Σ_W + τ I − Σ₀ has the evenly spaced eigenvalues."""
-    target = target_of([4.0, 2.0, 1.0, 0.5])
-    generators, tau = generators_close_to(target, (4, 5, 4))(5, scale=0.1, tau=0.2), 0.2
-    for generator in generators:
-        np.testing.assert_allclose(generator, generator.T, atol=1e-13)
-        change = generator @ generator.T + tau * np.eye(4) - np.asarray(target.covariance)
-        expected = 0.1 * 0.5 * np.array([1.0, 1.25, 1.5, 1.75])
-        np.testing.assert_allclose(np.linalg.eigvalsh(change), expected, rtol=1e-11)
-
-
-def test_close_to_target_halves_no_more_than_it_must() -> None:
-    target, tau = target_of(np.append(np.linspace(2, 1, 7), 0.9)), 0.3
-    generators = generators_close_to(target, (8, 8))(100, scale=2.9, tau=tau)
-    covariance = np.asarray(target.covariance)
-    change = generators @ generators.swapaxes(1, 2) + tau * np.eye(8) - covariance
-    smallest = np.linalg.eigvalsh(change)[:, 0]
-    halvings = np.log2(2.9 * 0.9 / smallest)
-    np.testing.assert_allclose(halvings, np.round(halvings), atol=1e-10)
-    assert halvings.min() > 0.5
-    values, vectors = np.linalg.eigh(covariance - tau * np.eye(8) + 2 * change)
-    before = (vectors * np.sqrt(values)[:, None, :]) @ vectors.swapaxes(1, 2)
-    assert (distances(before, target, tau) >= 0.9**0.5 - tau**0.5).all()
-
-
-def test_close_to_target_keeps_small_modes_at_great_depth() -> None:
-    target = target_of(np.geomspace(1, 1e-11, 6))
-    layers = [np.asarray(layer) for layer in close_to_target(KEY, (6,) * 41, target)]
-    assert_balanced(layers, 1.0)
-    found = distances(product(layers)[None], target, 0.0)
-    assert (found < 1e-11**0.5).all()
-
-
-IMPOSSIBLE = [
-    (
-        (4, 3, 4),
-        [4.0, 3.0, 2.0, 1.0],
-        {},
-        "name: got close_to_target with a bottleneck of 3; takes a network as",
-    ),
-    (
-        (3, 3),
-        [2.0, 1.0, 0.0],
-        {},
-        "name: got close_to_target with a singular target, whose smallest eigenvalue",
-    ),
-    (
-        (2, 2),
-        [2.0, 0.5],
-        {"tau": 0.5},
-        "tau: got 0.5; takes a number below 0.5, the target's smallest eigenvalue",
-    ),
-    ((2, 2), [2.0, 0.5], {"tau": 3.0}, "tau: got 3.0; takes a number below 0.5"),
-    ((2, 2), [2.0, 0.5], {"tau": -1.0}, "tau: got -1.0; takes a finite number from 0"),
-    ((2, 2), [2.0, 0.5], {"tau": float("nan")}, "tau: got nan; takes a finite number from 0"),
-    ((2, 2), [2.0, 0.5], {"scale": 0.0}, "scale: got 0.0; takes a number above 0 and below 3"),
-    ((2, 2), [2.0, 0.5], {"scale": 3.0}, "scale: got 3.0; takes a number above 0 and below 3"),
-    ((2, 2), [1e40, 1.0], {}, "name: got close_to_target where √λ_n − √τ = 1; takes more than"),
-    ((2, 2), [1.0, 1.0], {"tau": 1 - 1e-15}, "name: got close_to_target where √λ_n − √τ ="),
-]
-
-
-@pytest.mark.parametrize(("widths", "spectrum", "options", "message"), IMPOSSIBLE)
-def test_close_to_target_says_why_there_is_no_margin(
-    widths: Any, spectrum: Any, options: Any, message: str
-) -> None:
-    target = target_of(spectrum)
-    begin = partial(close_to_target, widths=widths, target=target, **options)
-    for call in (begin, jax.jit(lambda key: begin(key))):
-        with pytest.raises(InvalidOption) as error:
-            call(KEY)
-        assert str(error.value).startswith(message)
-        assert "\n" not in str(error.value)
-
-
 # --- options --------------------------------------------------------------------------------------
 
 BAD = [
@@ -515,119 +390,3 @@ def test_the_margin_is_that_of_the_loss(loss: dict[str, Any], tau: float) -> Non
         OmegaConf.create({"loss": loss, "initialization": group}), resolve=True
     )
     assert composed["initialization"]["tau"] == tau
-
-
-# --- a user's own arrays --------------------------------------------------------------------------
-
-
-def from_file(path: Path, widths: tuple[int, ...]) -> list[np.ndarray]:
-    choice = Choice("file", (("path", str(path)),))
-    return [np.asarray(layer) for layer in STARTS.build(choice, KEY, widths, target_for(widths))]
-
-
-def random_layers(widths: tuple[int, ...]) -> list[np.ndarray]:
-    random = np.random.default_rng(0)
-    return [random.normal(size=shape) for shape in shapes(widths)]
-
-
-@pytest.mark.parametrize("widths", [(4, 3), (4, 2, 3), (2, 3, 3, 3)])
-def test_layers_from_a_file(tmp_path: Path, widths: tuple[int, ...]) -> None:
-    layers = random_layers(widths)
-    named = {f"W_{index}": layer for index, layer in enumerate(layers, 1)}
-    np.savez(tmp_path / "named.npz", **dict(reversed(named.items())))
-    np.savez_compressed(tmp_path / "ordered.npz", *layers)
-    for name in ("named.npz", "ordered.npz"):
-        found = from_file(tmp_path / name, widths)
-        assert all(np.array_equal(a, b) for a, b in zip(found, layers, strict=True))
-
-
-def test_eleven_layers_in_order(tmp_path: Path) -> None:
-    layers = random_layers((3,) * 12)
-    np.savez(tmp_path / "start.npz", *layers)
-    found = from_file(tmp_path / "start.npz", (3,) * 12)
-    assert all(np.array_equal(a, b) for a, b in zip(found, layers, strict=True))
-
-
-@pytest.mark.parametrize("suffix", ["npy", "npz", "csv"])
-@pytest.mark.parametrize("dtype", [np.float32, np.int64])
-def test_an_end_to_end_matrix_from_a_file_is_balanced(tmp_path: Path, suffix: str, dtype: Any) -> None:
-    widths, path = (4, 2, 5, 3), tmp_path / f"start.{suffix}"
-    matrix = np.outer([1, -2, 3], [2, 0, 1, 1]).astype(dtype)
-    if suffix == "csv":
-        np.savetxt(path, matrix, delimiter=",")
-    else:
-        {"npy": np.save, "npz": np.savez}[suffix](path, matrix)
-    layers = from_file(path, widths)
-    np.testing.assert_allclose(product(layers), matrix, atol=1e-13)
-    assert_balanced(layers, float(np.linalg.norm(matrix, 2)))
-    assert layers[0].dtype == np.float64
-
-
-def test_a_file_is_the_same_for_every_key(tmp_path: Path) -> None:
-    np.save(tmp_path / "start.npy", np.eye(3))
-    begin = partial(STARTS["file"], widths=(3, 3, 3), target=target_of([1.0, 1.0, 1.0]))
-    batch = jax.vmap(lambda key: begin(key, path=str(tmp_path / "start.npy")))(jax.random.split(KEY, 4))
-    assert [layer.shape for layer in batch] == [(4, 3, 3), (4, 3, 3)]
-
-
-def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
-    widths = (4, 2, 3)
-    good = random_layers(widths)
-    np.save(tmp_path / "whole.npy", np.ones((3, 4)))
-    (tmp_path / "truncated.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:-8])
-    (tmp_path / "empty.npy").write_bytes(b"")
-    (tmp_path / "text.npz").write_text("not an archive")
-    np.savez(tmp_path / "whole.npz", *good)
-    (tmp_path / "truncated.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-30])
-    np.savez(tmp_path / "none.npz")
-    np.save(tmp_path / "objects.npy", np.array([{}, None]), allow_pickle=True)
-    np.savez(tmp_path / "objects.npz", good[0], np.array([[{}, None]]))
-    np.save(tmp_path / "complex.npy", np.ones((3, 4), complex))
-    np.save(tmp_path / "transposed.npy", np.ones((4, 3)))
-    np.save(tmp_path / "vector.npy", np.ones(4))
-    np.save(tmp_path / "full.npy", np.random.default_rng(0).normal(size=(3, 4)))
-    np.save(tmp_path / "nan.npy", np.array([[1, np.nan, 1, 1]] * 3))
-    np.save(tmp_path / "huge.npy", np.full((3, 4), 1e200))
-    np.savez(tmp_path / "three.npz", *good, good[0])
-    np.savez(tmp_path / "partly.npz", W_1=good[0], second=good[1])
-    np.savez(tmp_path / "first.npz", W_1=good[0])
-    np.savez(tmp_path / "swapped.npz", W_1=good[1], W_2=good[0])
-    np.savez(tmp_path / "infinite.npz", W_1=good[0], W_2=np.full((3, 2), np.inf))
-    (tmp_path / "weights.pkl").write_bytes(b"cos\nsystem\n")
-    takes_layers = "takes W_1 to W_2, or 2 layers in order, or one end-to-end matrix"
-    expected = {
-        "missing.npz": "which is not a file; takes a file that ends in .npy, .npz or .csv and exists",
-        "weights.pkl": "takes a file that ends in .npy, .npz or .csv",
-        "truncated.npy": "a file that cannot be read",
-        "empty.npy": "a file that cannot be read",
-        "text.npz": "a file that cannot be read",
-        "truncated.npz": "a file that cannot be read",
-        "none.npz": "no arrays; takes an .npz file with an array",
-        "objects.npy": "an array of Python objects, which is never unpickled",
-        "objects.npz": "an array of Python objects, which is never unpickled",
-        "complex.npy": "an array of complex128; takes an array of real numbers",
-        "transposed.npy": "shape (4, 3); takes shape (3, 4), by the widths [4, 2, 3]",
-        "vector.npy": "shape (4,); takes shape (3, 4), by the widths [4, 2, 3]",
-        "full.npy": "a matrix of rank 3; takes rank at most 2, the bottleneck of the widths [4, 2, 3]",
-        "nan.npy": "3 of 12 entries not finite; takes finite numbers only",
-        "huge.npy": "entries up to 1e+200; takes entries up to 1e+75 in size",
-        "three.npz": f"3 arrays (arr_0, arr_1, arr_2); {takes_layers}",
-        "partly.npz": f"2 arrays (W_1, second); {takes_layers}",
-        "first.npz": f"1 arrays (W_1); {takes_layers}",
-        "swapped.npz": "swapped.npz, W_1: shape (3, 2); takes shape (2, 4), by the widths [4, 2, 3]",
-        "infinite.npz": "infinite.npz, W_2: 6 of 6 entries not finite; takes finite numbers only",
-    }
-    for name, message in expected.items():
-        with pytest.raises(InvalidOption) as error:
-            from_file(tmp_path / name, widths)
-        text = str(error.value)
-        assert text.startswith(f"initialization.path: got {tmp_path / name}"), text
-        assert message in text
-        assert "\n" not in text
-
-
-def test_a_file_is_refused_inside_a_compiled_program_too(tmp_path: Path) -> None:
-    np.save(tmp_path / "full.npy", np.random.default_rng(0).normal(size=(3, 4)))
-    begin = partial(STARTS["file"], widths=(4, 2, 3), target=target_of([1.0, 1.0, 1.0]))
-    with pytest.raises(InvalidOption, match="rank 3"):
-        jax.jit(jax.vmap(lambda key: begin(key, path=str(tmp_path / "full.npy"))))(jax.random.split(KEY, 2))

@@ -48,8 +48,27 @@ def test_products_equal_numpy(widths):
     np.testing.assert_allclose(networks.end_to_end(weights), product, atol=1e-13)
     np.testing.assert_allclose(networks.covariance(weights), product @ product.T, atol=1e-13)
     generator = networks.reduced(weights)
-    assert generator.shape[1] <= widths[0]
+    assert generator.shape[1] == min(widths)
     np.testing.assert_allclose(generator @ generator.T, product @ product.T, atol=1e-13)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_reduction_splits_off_orthonormal_rows(widths):
+    weights, smallest = random_weights(widths), min(widths)
+    generator, rows = networks.reduction(weights)
+    assert generator.shape == (widths[-1], smallest)
+    assert rows.shape == (smallest, widths[0])
+    np.testing.assert_allclose(generator @ rows, plain_product(weights), atol=1e-13)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(smallest), atol=1e-14)
+    np.testing.assert_array_equal(networks.reduced(weights), generator)
+    if widths[0] == smallest:
+        np.testing.assert_array_equal(rows, np.eye(smallest))
+
+
+def test_reduction_of_zero_has_orthonormal_rows_too():
+    generator, rows = networks.reduction((jnp.zeros((3, 5)), jnp.zeros((4, 3))))
+    np.testing.assert_array_equal(generator, np.zeros((4, 3)))
+    np.testing.assert_allclose(rows @ rows.T, np.eye(3), atol=1e-15)
 
 
 @pytest.mark.parametrize("widths", WIDTHS)

@@ -12,35 +12,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import job as config
 
-from bwdln import losses, networks, results, simulate
-from bwdln.config import Record, from_mapping
+from bwdln import lanes, losses, networks, results, simulate
+from bwdln.config import Record
 from bwdln.dynamics.base import DYNAMICS
 from bwdln.dynamics.gradient_descent import OPTIMIZERS, SCHEDULES
 from bwdln.errors import InvalidOption
 from bwdln.initializations import STARTS
 from bwdln.losses import LOSSES
 from bwdln.targets import TARGETS
-
-
-def config(**changes):
-    """A small job; a change is a whole group, or an option of one as `group__option`."""
-    mapping = {
-        "target": {"name": "geometric", "dimension": 5, "condition_number": 10.0},
-        "network": {"depth": 3, "bottleneck": 3},
-        "initialization": {"name": "xavier_normal"},
-        "loss": {"name": "bures_wasserstein", "tau": 0.0},
-        "dynamics": {"name": "gradient_descent", "step_size": 0.05, "steps": 60},
-        "record": {"count": 6},
-        "seeds": 3,
-    }
-    for name, value in changes.items():
-        group, _, option = name.partition("__")
-        if option:
-            mapping[group] = {**mapping[group], option: value}
-        else:
-            mapping[group] = value
-    return from_mapping(mapping)
 
 
 @functools.cache
@@ -68,7 +49,7 @@ def test_a_run_twice_is_bitwise_equal():
 
 def test_more_lanes_than_a_batch_holds_with_padding(monkeypatch):
     whole = simulate.run(config(seeds=7)).dataset
-    monkeypatch.setattr(simulate, "LANES_PER_BATCH_ON_CPU", 3)
+    monkeypatch.setattr(lanes, "LANES_PER_BATCH_ON_CPU", 3)
     parts = simulate.run(config(seeds=7)).dataset
     assert parts.sizes["seed"] == 7
     for name in ("loss", "weights_1", "final_cosines", "outcome"):
@@ -200,12 +181,21 @@ def test_float32_runs_in_float32_from_the_same_start():
     np.testing.assert_allclose(single["loss"].values[:, -1], double["loss"].values[:, -1], rtol=1e-4)
 
 
-def test_float32_programs_hold_no_float64():
-    problem = simulate.prepare(config(precision="float32"))
-    (batch,) = simulate.batches(problem, simulate.starts(problem))
-    traced = jax.make_jaxpr(batch.program.advance)(batch.lanes, batch.state, np.int32(1))
+FLOWS = [
+    {"name": "gradient_flow", "end_time": 2.0},
+    {"name": "end_to_end_flow", "end_time": 2.0, "gap_tolerance": 1e-9},
+]
+
+
+@pytest.mark.parametrize("dynamics", [None, *FLOWS])
+def test_float32_programs_hold_no_float64(dynamics):
+    changes = {"dynamics": dynamics, "initialization__balanced": True} if dynamics else {}
+    problem = simulate.prepare(config(precision="float32", **changes))
+    _, begun = simulate.begin([problem])
+    (batch,), until = begun.batches, np.ones(3, np.float32 if dynamics else np.int32)
+    traced = jax.make_jaxpr(begun.program.advance)(batch.lanes, batch.state, until, np.int32(1))
     assert "f64" not in str(traced)
-    assert "f64" not in str(jax.make_jaxpr(batch.program.record)(batch.lanes, batch.state))
+    assert "f64" not in str(jax.make_jaxpr(begun.program.record)(batch.lanes, batch.state, until))
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -256,7 +246,7 @@ def test_interrupt_keeps_what_was_recorded():
     """Ctrl-C between two records: the last row describes the weights that are kept."""
 
     def interrupt(progress):
-        if progress.step >= 20:
+        if progress.position >= 20:
             raise KeyboardInterrupt
 
     result = simulate.run(config(), on_progress=interrupt)
@@ -279,11 +269,11 @@ def test_a_real_interrupt_ends_a_long_run_soon():
 def test_progress_is_told_from_start_to_end():
     seen = []
     simulate.run(config(), on_progress=seen.append)
-    steps = [each.step for each in seen]
+    steps = [each.position for each in seen]
     assert steps == sorted(steps)
     assert steps[0] == 0
     assert steps[-1] == 60
-    assert {each.steps for each in seen} == {60}
+    assert {(each.end, each.clock) for each in seen} == {(60, "step")}
     assert seen[0].running == 3
     assert seen[-1].running == 0
     assert seen[-1].best_gap <= seen[-1].median_gap < seen[0].median_gap
@@ -427,7 +417,7 @@ def test_bad_input_is_refused_before_anything_compiles(changes, message, monkeyp
     def compiled(*_):
         raise AssertionError("a program was asked for")
 
-    monkeypatch.setattr(simulate, "program", compiled)
+    monkeypatch.setattr(lanes, "program", compiled)
     with pytest.raises(InvalidOption, match=message) as caught:
         simulate.run(config(**changes))
     assert "\n" not in str(caught.value)

@@ -3,4 +3,6 @@
 Importing the package registers every method in `base.DYNAMICS`.
 """
 
+from bwdln.dynamics import end_to_end_flow as end_to_end_flow
 from bwdln.dynamics import gradient_descent as gradient_descent
+from bwdln.dynamics import gradient_flow as gradient_flow

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bwdln.networks import Packed
 from bwdln.registry import Registry
 from bwdln.types import Array, Scalar
 
-#: Name -> function (layer_gradients, *, options) -> Dynamics.
+#: Name -> function (gradients, depth, *, options) -> Dynamics. `gradients(weights)` are those of the
+#: loss in the weights given; `depth` is the number of layers N, a real number that may be traced.
 DYNAMICS = Registry("dynamics")
 
 
@@ -29,20 +30,50 @@ class Outcome(IntEnum):
         return self.name.lower()
 
 
+class Step(NamedTuple):
+    """What one attempt at a step came to.
+
+    A rejected attempt leaves the weights as they were, covers no time, and changes only the memory.
+    """
+
+    weights: Packed
+    memory: Any
+    # The flow time covered, and the gradients that were evaluated.
+    duration: Scalar
+    evaluations: Array | int = 1
+    accepted: Array | bool = True
+    # Whether the lane cannot go on.
+    stalled: Array | bool = False
+
+
+def _as_they_are(weights: Packed, memory: Any, ago: Scalar) -> Packed:
+    return weights
+
+
 class Dynamics(NamedTuple):
-    """A method that moves weights, as two pure functions of one lane, and when it ends.
+    """A method that moves weights, as pure functions of one lane, and when it ends.
 
     `init(weights) -> memory`: what the method carries beside the weights (moments of an optimizer).
-    `step(weights, memory, count) -> (weights, memory, duration)`: one step, the `count`-th from 0;
-    `duration` is the flow time it covers. It need not look out for overflow: the loop does.
-    `steps`: how many steps end the run.
+    `step(weights, memory, count, going) -> Step`: one attempt at a step, when `count` steps were
+    taken. Where `going` is false the result is not used, and no work need be spent on it. A method
+    of fixed steps need not look out for overflow: the loop does.
+    `gradient_norm(weights)`: the norm of the gradient in all layers.
+    `end`: where the run ends, on its `clock`: a number of steps, or a flow time.
     `gap_tolerance`: the relative gap (gap / tr Σ₀) that ends it sooner, or None.
+    `look_back(weights, memory, ago)`: the weights some flow time ago, within the last step: where a
+    run is recorded by time and steps go past the times of records.
+    `end_to_end`: whether the weights are the generator alone, reduced to shape (n, k), of balanced
+    layers, instead of the layers.
     """
 
     init: Callable[[Packed], Any]
-    step: Callable[[Packed, Any, Array], tuple[Packed, Any, Scalar]]
-    steps: int
-    gap_tolerance: Scalar | None
+    step: Callable[[Packed, Any, Array, Array], Step]
+    gradient_norm: Callable[[Packed], Scalar]
+    end: Scalar
+    clock: Literal["step", "time"]
+    gap_tolerance: Scalar | None = None
+    look_back: Callable[[Packed, Any, Scalar], Packed] = _as_they_are
+    end_to_end: bool = False
 
 
 class State(NamedTuple):
@@ -51,9 +82,11 @@ class State(NamedTuple):
     # Where the lane is, and what its method remembers.
     weights: Packed
     memory: Any
-    # How far it has come: steps taken and flow time covered.
-    step: Array
+    # How far it has come: flow time covered, steps taken, attempts rejected, gradients evaluated.
     time: Array
+    step: Array
+    rejected: Array
+    evaluations: Array
     # How it stands (an `Outcome`), and the squared size of weights that counts as divergence.
     outcome: Array
     limit: Array

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from bwdln.dynamics.base import DYNAMICS, Dynamics
+from bwdln.dynamics.base import DYNAMICS, Dynamics, Step
 from bwdln.errors import check
-from bwdln.networks import Packed
+from bwdln.networks import Packed, squared_size
 from bwdln.registry import Choice, Registry
 from bwdln.types import Array, Scalar
 
@@ -24,7 +25,8 @@ Schedule = Callable[[Array], Scalar]
 
 @DYNAMICS.register("gradient_descent")
 def gradient_descent(
-    layer_gradients: Callable[[Packed], Packed],
+    gradients: Callable[[Packed], Packed],
+    depth: Scalar,
     *,
     step_size: float,
     steps: int,
@@ -34,7 +36,7 @@ def gradient_descent(
 ) -> Dynamics:
     """W_j ← W_j − η ∂L/∂W_j, or what the optimizer makes of these gradients.
 
-    `step_size` η may be traced; the schedule multiplies it. Flow time advances by the step size of
+    `gradients` are those in the layers, which know their number `depth`. `step_size` η may be traced; the schedule multiplies it. Flow time advances by the step size of
     the step, with every optimizer, so that descent and flow share an axis.
 
     Raises `InvalidOption` for a step size ≤ 0, steps < 1 or a negative tolerance.
@@ -49,13 +51,19 @@ def gradient_descent(
     def transformation(learning_rate: Scalar) -> optax.GradientTransformation:
         return OPTIMIZERS.build(optimizer, learning_rate)
 
-    def step(weights: Packed, memory: Any, count: Array) -> tuple[Packed, Any, Scalar]:
+    def step(weights: Packed, memory: Any, count: Array, going: Array) -> Step:
         size = step_size * factor(count)
-        gradients = layer_gradients(weights)
-        updates, memory = transformation(size).update(gradients, memory, weights)
-        return optax.apply_updates(weights, updates), memory, size
+        updates, memory = transformation(size).update(gradients(weights), memory, weights)
+        return Step(optax.apply_updates(weights, updates), memory, size)
 
-    return Dynamics(transformation(step_size).init, step, steps, gap_tolerance)
+    return Dynamics(
+        init=transformation(step_size).init,
+        step=step,
+        gradient_norm=lambda weights: jnp.sqrt(squared_size(gradients(weights))),
+        end=steps,
+        clock="step",
+        gap_tolerance=gap_tolerance,
+    )
 
 
 # --- optimizers -----------------------------------------------------------------------------------

@@ -30,52 +30,93 @@ def start(dynamics: Dynamics, weights: Packed, scale: Scalar) -> State:
     return State(
         weights=weights,
         memory=dynamics.init(weights),
-        step=jnp.zeros((), jnp.int32),
         time=jnp.zeros((), size.dtype),
-        outcome=jnp.asarray(Outcome.RUNNING, jnp.int32),
+        step=_integer(0),
+        rejected=_integer(0),
+        evaluations=_integer(0),
+        outcome=_integer(Outcome.RUNNING),
         limit=DIVERGENCE_FACTOR * (size + scale),
     )
 
 
-def step(dynamics: Dynamics, state: State) -> State:
-    """One step of one lane; a lane that has ended stays as it is.
+def position(dynamics: Dynamics, state: State) -> Array:
+    """How far a lane is on the clock of its dynamics: steps taken, or flow time."""
+    return state.step if dynamics.clock == "step" else state.time
+
+
+def active(dynamics: Dynamics, state: State, until: Scalar) -> Array:
+    """Whether a lane has not ended and is not yet at `until` on its clock."""
+    return (state.outcome == Outcome.RUNNING) & (position(dynamics, state) < until)
+
+
+def step(dynamics: Dynamics, state: State, until: Scalar) -> State:
+    """One attempt at a step of one lane; a lane that is not active stays as it is.
 
     A step to weights that are not finite or beyond the limit is not taken: it ends the lane as
     `diverged`, with the last good weights.
     """
-    weights, memory, duration = dynamics.step(state.weights, state.memory, state.step)
-    running = state.outcome == Outcome.RUNNING
-    sound = squared_size(weights) <= state.limit  # false for NaN, too
-    taken = State(
-        weights=weights,
-        memory=memory,
-        step=state.step + 1,
-        time=state.time + jnp.asarray(duration, state.time.dtype),
-        outcome=state.outcome,
-        limit=state.limit,
+    going = active(dynamics, state, until)
+    attempt = dynamics.step(state.weights, state.memory, state.step, going)
+    sound = squared_size(attempt.weights) <= state.limit  # false for NaN, too
+    accepted = jnp.asarray(attempt.accepted)
+    taken = state._replace(
+        weights=attempt.weights,
+        memory=attempt.memory,
+        time=state.time + jnp.asarray(attempt.duration, state.time.dtype),
+        step=state.step + accepted,
+        rejected=state.rejected + ~accepted,
+        outcome=jnp.where(attempt.stalled, _integer(Outcome.STALLED), state.outcome),
     )
-    kept = select(running & sound, taken, state)
-    ended = jnp.asarray(Outcome.DIVERGED, jnp.int32)
-    return kept._replace(outcome=jnp.where(running & ~sound, ended, state.outcome))
+    kept = select(going & sound, taken, state)
+    diverged = going & ~sound
+    return kept._replace(
+        evaluations=state.evaluations + jnp.where(going, _integer(attempt.evaluations), 0),
+        outcome=jnp.where(diverged, _integer(Outcome.DIVERGED), kept.outcome),
+    )
 
 
-def settle(dynamics: Dynamics, state: State, relative_gap: Scalar) -> State:
-    """The stop rule, at a record: `converged` by the tolerance, `reached_end` by the step count."""
-    outcome = jnp.where(state.step >= dynamics.steps, Outcome.REACHED_END, Outcome.RUNNING)
+def at(dynamics: Dynamics, state: State, until: Scalar) -> State:
+    """The state as it was at `until`, where a lane on the clock of flow time went past it."""
+    if dynamics.clock == "step":
+        return state
+    past = (state.outcome == Outcome.RUNNING) & (state.time > until)
+    ago = jnp.where(past, state.time - until, 0)
+    earlier = dynamics.look_back(state.weights, state.memory, ago)
+    moment = state.time.dtype.type(0) + jnp.where(past, until, state.time)
+    return state._replace(weights=select(past, earlier, state.weights), time=moment)
+
+
+def settle(dynamics: Dynamics, state: State, seen: State, relative_gap: Scalar) -> State:
+    """The stop rule, at a record `seen` on the way: `converged` by the tolerance, `reached_end`.
+
+    A lane that ends stays at what was seen.
+    """
+    outcome = jnp.where(position(dynamics, seen) >= dynamics.end, Outcome.REACHED_END, Outcome.RUNNING)
     if dynamics.gap_tolerance is not None:
         within = relative_gap <= dynamics.gap_tolerance
         outcome = jnp.where(within, Outcome.CONVERGED, outcome)
-    running = state.outcome == Outcome.RUNNING
-    return state._replace(outcome=jnp.where(running, outcome.astype(jnp.int32), state.outcome))
+    ends = (state.outcome == Outcome.RUNNING) & (outcome != Outcome.RUNNING)
+    ended = seen._replace(outcome=outcome.astype(jnp.int32))
+    return select(ends, ended, state)
 
 
-def advance(batched_step: Callable[[State], State], state: State, until: Array) -> State:
-    """Step a batch until each running lane has taken `until` steps in all."""
+def advance(
+    step: Callable[[State], State],
+    active: Callable[[State], Array],
+    state: State,
+    attempts: Array,
+) -> State:
+    """Step a batch until no lane is active, or so many attempts are made."""
 
-    def unfinished(state: State) -> Array:
-        return jnp.any((state.outcome == Outcome.RUNNING) & (state.step < until))
+    def unfinished(carry: tuple[Array, State]) -> Array:
+        made, state = carry
+        return (made < attempts) & jnp.any(active(state))
 
-    return lax.while_loop(unfinished, batched_step, state)
+    def body(carry: tuple[Array, State]) -> tuple[Array, State]:
+        made, state = carry
+        return made + 1, step(state)
+
+    return lax.while_loop(unfinished, body, (_integer(0), state))[1]
 
 
 def lanes_placed(batch: Tree) -> Tree:
@@ -91,3 +132,7 @@ def lane_axes(batch: Tree) -> Tree:
 def select(condition: Array, taken: Tree, otherwise: Tree) -> Tree:
     """`taken` where the condition holds, leaf by leaf."""
     return jax.tree.map(lambda new, old: jnp.where(condition, new, old), taken, otherwise)
+
+
+def _integer(value: Array | int) -> Array:
+    return jnp.asarray(value, jnp.int32)

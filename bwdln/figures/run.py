@@ -1,15 +1,10 @@
-"""Figures of a result, at the width of a column; they compute nothing and show what `analysis` found.
-
-The only module that uses matplotlib. It makes `Figure` objects and touches no global state of
-pyplot, so it works without a display and beside a user's own figures. Colors are those of Okabe and
-Ito and the map cividis: both can be told apart with any color vision.
-"""
+"""The figures of one run: gap, spectrum, alignment and samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -18,61 +13,41 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from bwdln import analysis
-from bwdln.results import Result, writable
-
-#: Width of a column of a two-column paper (ICML), in inches.
-COLUMN = 3.25
-
-BLUE, ORANGE, RED, GRAY = "#0072B2", "#E69F00", "#D55E00", "#767676"
-
-#: Options of a matplotlib function.
-Options: TypeAlias = dict[str, Any]
-
-#: Settings in force while a figure is drawn and saved; fonts are embedded as TrueType.
-STYLE: Any = {  # the keys matplotlib's types allow change from version to version
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 7.5,
-    "axes.labelsize": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.titlelocation": "left",
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "legend.fontsize": 7,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.8,
-    "legend.handlelength": 1.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-    "axes.formatter.use_mathtext": True,
-}
-
-_styled = matplotlib.rc_context(STYLE)
+from bwdln.figures.parts import (
+    BLUE,
+    COLUMN,
+    GRAY,
+    ORANGE,
+    RED,
+    Options,
+    drawn_to,
+    legend_above,
+    log_axis,
+    mode_axis,
+    positive,
+    progress_axis,
+    say_over,
+    seeds,
+    single,
+    styled,
+)
+from bwdln.results import Result
 
 
-@_styled
+@styled
 def gap(result: Result) -> Figure:
-    """The relative gap to the optimum against the step, log axis: every seed, median and band."""
+    """The relative gap to the optimum on the way, log axis: every seed, median and band."""
     shown = analysis.convergence(result)
-    figure, axes = _figure(2.3)
+    figure, axes = single(2.3)
     _gap_over_seeds(axes, shown.band)
     _gap_of_seeds(axes, shown)
-    _log_axis(axes, shown.relative_gap[~shown.diverged] if shown.band.lanes else shown.relative_gap)
+    log_axis(axes, shown.relative_gap[~shown.diverged] if shown.band.lanes else shown.relative_gap)
     if (shown.relative_gap <= shown.floor).any():
         axes.axhline(shown.floor, color=GRAY, linewidth=0.8, linestyle=":", label="rounding")
-    _step_axis(axes, result)
+    progress_axis(axes, result)
     axes.set_ylabel(r"relative gap $(L - L^\star)\,/\,\mathrm{tr}\,\Sigma_0$")
     axes.set_title(rf"$L^\star$ = {shown.minimum:.5g}, the smallest loss at rank {shown.rank}")
     axes.legend()
@@ -82,7 +57,7 @@ def gap(result: Result) -> Figure:
 def _gap_over_seeds(axes: Axes, band: analysis.Band) -> None:
     """Median and band, where there is more than one seed."""
     if band.lanes > 1:
-        label = f"median of {_seeds(band.lanes)}"
+        label = f"median of {seeds(band.lanes)}"
         axes.plot(band.axis, band.median, color=BLUE, linewidth=1.6, label=label, zorder=3)
         spread: Options = {"color": BLUE, "alpha": 0.2, "linewidth": 0}
         label = f"{100 * analysis.LOW:.0f}–{100 * analysis.HIGH:.0f} % of them"
@@ -96,51 +71,51 @@ def _gap_of_seeds(axes: Axes, shown: analysis.Convergence) -> None:
     faint: Options = {"alpha": 0.5, "linewidth": 0.6 if len(good) <= 32 else 0.35}
     groups: tuple[tuple[str, np.ndarray, Options], ...] = (
         (each, good, {"color": BLUE} | (faint if len(good) > 1 else {})),
-        (f"diverged ({_seeds(len(dead))})", dead, {"color": RED, "linewidth": 0.6, "linestyle": "--"}),
+        (f"diverged ({seeds(len(dead))})", dead, {"color": RED, "linewidth": 0.6, "linestyle": "--"}),
     )
     for label, lanes, style in groups:
         for lane in lanes:
             name = label if lane == lanes[0] else None
-            axes.plot(shown.step[lane], shown.relative_gap[lane], label=name, **style)
+            axes.plot(shown.axis[lane], shown.relative_gap[lane], label=name, **style)
 
 
-@_styled
+@styled
 def spectrum(result: Result) -> Figure:
     """The learned eigenvalues s_i² against the optimal ones, before the target's whole spectrum."""
     shown = analysis.spectrum(result)
-    figure, axes = _figure(2.3)
+    figure, axes = single(2.3)
     modes, every = np.arange(1, len(shown.learned) + 1), np.arange(1, len(shown.target) + 1)
     small: Options = {"markersize": 2.5, "linewidth": 0.6, "color": "#ADADAD"}
-    axes.plot(every, _positive(shown.target), ".-", label=r"target $\lambda_i$", **small)
+    axes.plot(every, positive(shown.target), ".-", label=r"target $\lambda_i$", **small)
     ring: Options = {"markersize": 5.5, "markerfacecolor": "none", "markeredgecolor": "black"}
-    axes.plot(modes, _positive(shown.optimal), "o", markeredgewidth=0.7, label="optimum", zorder=4, **ring)
+    axes.plot(modes, positive(shown.optimal), "o", markeredgewidth=0.7, label="optimum", zorder=4, **ring)
     if shown.lanes:
         spread = [shown.learned - shown.smallest, shown.largest - shown.learned]
         bars: Options = {"elinewidth": 0.8, "capsize": 1.5, "markersize": 3, "color": BLUE}
         axes.errorbar(modes, shown.learned, spread, fmt="o", label="learned $s_i^2$", zorder=3, **bars)
-    _say_over(axes, "median and range", shown.lanes)
+    say_over(axes, "median and range", shown.lanes)
     if shown.tau > 0:
         axes.axhline(shown.tau, color=ORANGE, linestyle="--", label=rf"$\tau$ = {shown.tau:.4g}", zorder=0)
-    _log_axis(axes, np.concatenate([shown.target, shown.learned]), decades=10)
+    log_axis(axes, np.concatenate([shown.target, shown.learned]), decades=10)
     bottom = axes.get_ylim()[0]
     off = modes[shown.learned < bottom]
     if off.size:
         axes.plot(off, np.full(off.shape, bottom), "v", color=BLUE, clip_on=False, label="below", zorder=3)
-    _mode_axis(axes, len(every), spread_out=len(every) > max(20, 4 * len(modes)))
+    mode_axis(axes, len(every), spread_out=len(every) > max(20, 4 * len(modes)))
     axes.set_xlabel("mode $i$, in descending order")
     axes.set_ylabel("eigenvalue of the covariance\n(data units squared)")
-    _legend_above(figure)
+    legend_above(figure)
     return figure
 
 
-@_styled
+@styled
 def alignment(result: Result) -> Figure:
-    """How the left singular vectors turn to the target's eigenvectors, by step, and where they end."""
+    """How the left singular vectors turn to the target's eigenvectors on the way, and where they end."""
     shown = analysis.alignment(result)
     figure = Figure(figsize=(COLUMN, 3.9), layout="constrained")
     above, below = figure.subplots(2, 1)
     _misalignment(above, shown)
-    _step_axis(above, result)
+    progress_axis(above, result)
     _cosines(below, shown.final)
     return figure
 
@@ -150,7 +125,7 @@ def _misalignment(axes: Axes, shown: analysis.Alignment) -> None:
     rank = len(shown.final)
     norm, colors = Normalize(1, max(rank, 2)), matplotlib.colormaps["cividis"]
     for mode in reversed(range(rank)):
-        axes.plot(shown.step, shown.misalignment[:, mode], color=colors(norm(mode + 1)), linewidth=1)
+        axes.plot(shown.axis, shown.misalignment[:, mode], color=colors(norm(mode + 1)), linewidth=1)
     if rank > 1:
         bar = axes.figure.colorbar(ScalarMappable(norm, colors), ax=axes, label="mode $i$")
         bar.ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -158,9 +133,9 @@ def _misalignment(axes: Axes, shown: analysis.Alignment) -> None:
     if (shown.misalignment <= shown.floor).any():
         axes.axhline(shown.floor, color=GRAY, linewidth=0.8, linestyle=":", label="rounding")
         axes.legend()
-    _log_axis(axes, shown.misalignment)
+    log_axis(axes, shown.misalignment)
     axes.set_ylabel(r"misalignment $1 - |u_i\cdot\omega_i|$")
-    _say_over(axes, "median", shown.lanes)
+    say_over(axes, "median", shown.lanes)
 
 
 def _cosines(axes: Axes, final: np.ndarray) -> None:
@@ -177,7 +152,7 @@ def _cosines(axes: Axes, final: np.ndarray) -> None:
     axes.figure.colorbar(image, ax=axes, label=r"alignment $|u_i\cdot\omega_j|$")
 
 
-@_styled
+@styled
 def samples(result: Result) -> Figure | None:
     """Real samples beside those of the untrained and the trained generator.
 
@@ -220,7 +195,7 @@ def _mosaic(axes: Axes, images: np.ndarray, low: float, high: float, across: int
 
 
 def _clouds(shown: analysis.Clouds) -> Figure:
-    figure, axes = _figure(2.8)
+    figure, axes = single(2.8)
     clouds: dict[str, tuple[analysis.Cloud | None, Options]] = {
         "target": (shown.target, {"color": GRAY, "linewidth": 3, "alpha": 0.6}),
         "untrained": (shown.untrained, {"color": ORANGE, "linestyle": ":", "linewidth": 1.6}),
@@ -236,7 +211,7 @@ def _clouds(shown: analysis.Clouds) -> Figure:
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_xlabel(r"along eigenvector $\omega_1$ (data units)")
     axes.set_ylabel(r"along $\omega_2$ (data units)")
-    _legend_above(figure)
+    legend_above(figure)
     return figure
 
 
@@ -255,79 +230,4 @@ def save_all(result: Result, folder: str | Path) -> list[Path]:
     Returns the paths. Figures of the same name are replaced: one folder per result. Raises
     `InvalidOption` if the folder cannot be written.
     """
-    folder = writable(folder)
-    paths = []
-    for name, draw in FIGURES.items():
-        figure = draw(result)
-        if figure is not None:
-            paths += _save(figure, folder / name)
-    return paths
-
-
-@_styled
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    paths = [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
-    for path in paths:
-        figure.savefig(path, dpi=300)
-    return paths
-
-
-# --- parts ----------------------------------------------------------------------------------------
-
-
-def _figure(height: float) -> tuple[Figure, Axes]:
-    """A figure of one column, that many inches high."""
-    figure = Figure(figsize=(COLUMN, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _legend_above(figure: Figure) -> None:
-    """One row of labels above everything, where it cannot cover data."""
-    figure.legend(loc="outside upper center", ncols=4, columnspacing=1, handletextpad=0.5)
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed" if count == 1 else f"{count} seeds"
-
-
-def _say_over(axes: Axes, what: str, lanes: int) -> None:
-    """Say in the title what over the seeds is shown."""
-    if lanes != 1:
-        axes.set_title(f"{what} of {_seeds(lanes)}" if lanes else "every seed diverged")
-
-
-def _positive(values: np.ndarray) -> np.ndarray:
-    """NaN for what a log axis cannot show, so that it is left out."""
-    return np.where(values > 0, values, np.nan)
-
-
-def _log_axis(axes: Axes, values: np.ndarray, decades: float = np.inf) -> None:
-    """A log axis that holds the positive finite values, at most so many decades from the top."""
-    shown = values[np.isfinite(values) & (values > 0)]
-    top = shown.max() if shown.size else 1.0
-    bottom = max(shown.min() if shown.size else 0.1, top * 10**-decades)
-    margin = max((top / bottom) ** 0.05, 1.2)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom / margin, top * margin)
-
-
-def _mode_axis(axes: Axes, count: int, spread_out: bool) -> None:
-    """Positions from 1; on a log axis where the few that are learned would crowd at the left."""
-    if spread_out:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlim(0.4, count + max(0.6, 0.02 * count))
-
-
-def _step_axis(axes: Axes, result: Result) -> None:
-    """Steps; logarithmic from step 1 on where the records are."""
-    if result.config.record.spacing == "logarithmic":
-        axes.set_xscale("symlog", linthresh=1)
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
-    axes.set_xlabel("step")
-    axes.margins(x=0.02)
+    return drawn_to(folder, {name: partial(draw, result) for name, draw in FIGURES.items()})

@@ -1,0 +1,220 @@
+"""Gradient descent at several step sizes against the gradient flow, from the same starts.
+
+The distance between the trajectories is of first order in the step size, and descent moves the
+imbalance, which the flow conserves, by the second order in every step (docs/theory.md §5).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bwdln import comparison, figures, results, simulate
+from bwdln.comparison import Comparison, Law, Scaling
+from bwdln.config import Config
+from bwdln.errors import check
+from bwdln.interruption import Interruption
+from bwdln.registry import Choice
+from bwdln.results import Result
+from bwdln.studies.base import STUDIES, Findings, OnProgress
+
+#: Records of descent and flow fall on the same times if a step size divides the time between two
+#: records up to this relative error: what a decimal fraction in binary has.
+DIVIDES = 1e-9
+
+COLUMNS = (
+    "step size",
+    "steps",
+    "seeds",
+    "distance to flow",
+    "smallest–largest",
+    "imbalance drift per step",
+    "smallest–largest",
+)
+
+
+class Runs(NamedTuple):
+    """The results of the runs that finished: the flow's, and those of descent by step size."""
+
+    flow: Result | None
+    descents: dict[float, Result]
+    paths: list[Path]
+    interrupted: bool
+
+
+@STUDIES.register("descent_to_flow")
+def descent_to_flow(
+    config: Config, folder: Path, on_progress: OnProgress | None, *, step_sizes: tuple[float, ...]
+) -> Findings:
+    """The flow that `config.dynamics` says, and plain gradient descent at each step size.
+
+    Writes the results of all runs into folders of their own (`flow`, `step_size_0.01`, …), a table
+    `descent_to_flow.csv` with one row for each step size and seed, and the figures. Ctrl-C keeps the
+    runs that finished, and what the one in progress has recorded.
+
+    Raises `InvalidOption`, before anything compiles, for a dynamics that is no flow, records that are not
+    equally spaced, step sizes that do not divide the time between two records, and for whatever a run
+    refuses.
+    """
+    flow, descents = plan(config, step_sizes)
+    taken = [name for name in folders(descents) if (folder / name / "result.nc").exists()]
+    check(not taken, "folder", folder, f"one without results; this one has {', '.join(taken)}")
+    runs = _run_all(flow, descents, results.writable(folder), on_progress)
+    notes, rows = [], []
+    files: list[Path] = []
+    drawn: list[Path] = []
+    if runs.flow is not None and runs.descents:
+        found = comparison.compare(runs.flow, runs.descents)
+        files = [_write(found, folder / "descent_to_flow.csv")]
+        drawn = figures.descent_to_flow.save_all(found, folder)
+        rows, notes = table(found), sentences(found)
+    if runs.interrupted:
+        done = (runs.flow is not None) + len(runs.descents)
+        notes.append(
+            f"interrupted: {done} of {1 + len(descents)} runs finished; all that was recorded is kept"
+        )
+    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, _score(runs.flow), runs.interrupted)
+
+
+# --- the runs -------------------------------------------------------------------------------------
+
+
+def plan(config: Config, step_sizes: Sequence[float]) -> tuple[Config, dict[float, Config]]:
+    """The run of the flow, and those of descent by step size, the largest first: all of them checked.
+
+    Raises `InvalidOption` for what cannot be run or compared.
+    """
+    record = dataclasses.replace(config.record, end_to_end=True)
+    flow = dataclasses.replace(config, record=record, study=None)
+    problem = simulate.prepare(flow)
+    takes = "a flow, such as gradient_flow"
+    check(problem.dynamics.clock == "time", "dynamics", config.dynamics.name, takes)
+    tolerance = dict(config.dynamics.options).get("gap_tolerance")
+    takes = "null in this study, whose runs all end at the same time"
+    check(tolerance is None, "dynamics.gap_tolerance", tolerance, takes)
+    takes = "linear in this study"
+    check(record.spacing == "linear", "record.spacing", record.spacing, takes)
+    steps = _steps(step_sizes, float(problem.dynamics.end), record.count)
+    descents = {size: _descent(flow, size, steps[size]) for size in sorted(steps, reverse=True)}
+    for each in descents.values():
+        simulate.prepare(each)
+    return flow, descents
+
+
+def _steps(step_sizes: Sequence[float], end_time: float, records: int) -> dict[float, int]:
+    """How many steps of each size there are until the end time, a whole number between two records."""
+    name, between = "study.step_sizes", end_time / records
+    check(len(step_sizes) > 0, name, "[]", "at least one number above 0")
+    counts = {}
+    for size in step_sizes:
+        check(0 < size < np.inf, name, size, "numbers above 0")
+        check(size not in counts, name, f"{size:g} twice", "different numbers")
+        count = round(between / size)
+        fits = count >= 1 and abs(count * size - between) <= DIVIDES * between
+        takes = f"whole fractions of dynamics.end_time / record.count = {between:g}, the time between records"
+        check(fits, name, f"{size:g}", takes)
+        counts[size] = count * records
+    return counts
+
+
+def _descent(flow: Config, step_size: float, steps: int) -> Config:
+    """The same job with plain gradient descent."""
+    options = (("step_size", step_size), ("steps", steps))
+    return dataclasses.replace(flow, dynamics=Choice("gradient_descent", options))
+
+
+def folders(step_sizes: Sequence[float] | Mapping[float, Config]) -> list[str]:
+    """The names of the folders of the runs: of the flow, then of each step size."""
+    return ["flow", *(f"step_size_{size:.12g}" for size in step_sizes)]
+
+
+def _run_all(
+    flow: Config, descents: Mapping[float, Config], folder: Path, on_progress: OnProgress | None
+) -> Runs:
+    """Run and save one after the other, until Ctrl-C."""
+    finished: list[Result] = []
+    paths: list[Path] = []
+    for name, config in zip(folders(descents), (flow, *descents.values()), strict=True):
+        result = simulate.run(config, on_progress=on_progress)
+        with Interruption(hold=True) as interruption:
+            paths.append(results.save(result, folder / name))
+        complete = not result.dataset.attrs["interrupted"]
+        finished += [result] * complete
+        if interruption.requested or not complete:
+            break
+    interrupted = len(finished) <= len(descents)
+    after = dict(zip(descents, finished[1:], strict=False))
+    return Runs(finished[0] if finished else None, after, paths, interrupted)
+
+
+def _score(flow: Result | None) -> float:
+    """The median of the flow's final relative gaps, as for a single run."""
+    if flow is None:
+        return np.inf
+    return float(np.median(flow.dataset["relative_gap"].isel(record=-1).values))
+
+
+# --- what was found -------------------------------------------------------------------------------
+
+
+def table(found: Comparison) -> list[tuple[str, ...]]:
+    """A row for each step size, as `COLUMNS` names them: median and range over the seeds."""
+    return [
+        (
+            f"{size:g}",
+            f"{found.steps[row]:,}",
+            f"{found.compared[row].sum()} of {len(found.seed)}",
+            *_median_and_range(found.distance, row),
+            *_median_and_range(found.drift, row),
+        )
+        for row, size in enumerate(found.step_size)
+    ]
+
+
+def _median_and_range(scaling: Scaling | None, row: int) -> tuple[str, str]:
+    if scaling is None or np.isnan(scaling.median[row]):
+        return "–", "–"
+    return f"{scaling.median[row]:.2e}", f"{scaling.low[row]:.1e}–{scaling.high[row]:.1e}"
+
+
+def sentences(found: Comparison) -> list[str]:
+    """The fitted orders, and which seeds are left out."""
+    said = [
+        _order("distance to the flow", found.distance.law, comparison.DISTANCE_ORDER),
+        _order("imbalance drift per step", found.drift and found.drift.law, comparison.DRIFT_ORDER),
+    ]
+    for size, outcomes, compared in zip(found.step_size, found.outcome, found.compared, strict=True):
+        diverged = int(np.sum(outcomes == "diverged"))
+        left_out = int(np.sum(~compared))
+        if left_out:
+            of_these = f", {diverged} of them diverged" if diverged else ""
+            said.append(f"step size {size:g}: {left_out} of {len(compared)} seeds are left out{of_these}")
+    return [each for each in said if each]
+
+
+def _order(what: str, law: Law | None, order: int) -> str:
+    if law is None or law.points < 2:
+        return ""
+    return f"{what} ~ (step size)^{law.exponent:.3f} at the {law.points} smallest step sizes; theory: {order}"
+
+
+def _write(found: Comparison, path: Path) -> Path:
+    """The table of every step size and seed as comma-separated values; empty where not compared."""
+    columns = ("step_size", "steps", "seed", "outcome", "distance", "imbalance_drift_per_step")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row, size in enumerate(found.step_size):
+            for lane, seed in enumerate(found.seed):
+                values = [
+                    None if each is None else each.values[row, lane] for each in (found.distance, found.drift)
+                ]
+                cells = ["" if value is None or np.isnan(value) else repr(float(value)) for value in values]
+                head = (repr(float(size)), found.steps[row], seed, found.outcome[row, lane])
+                writer.writerow((*head, *cells))
+    return path
