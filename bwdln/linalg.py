@@ -53,7 +53,7 @@ def safe_divide(numerator: Array, denominator: Array) -> Array:
 # --- a fast route with an exact one behind it -----------------------------------------------------
 
 
-def _where_accurate(
+def where_accurate(
     fast: Callable[..., tuple[Array, Array]], exact: Callable[..., Array]
 ) -> Callable[..., Array]:
     """The function of batches that `fast` computes where it is accurate, and `exact` elsewhere.
@@ -127,7 +127,7 @@ def _polar_from_svd(matrix: Float[Array, "*batch p q"]) -> Array:
     return (left * significant(singular)[..., None, :]) @ right
 
 
-_polar_factor_tall = _where_accurate(_polar_from_gram, _polar_from_svd)
+_polar_factor_tall = where_accurate(_polar_from_gram, _polar_from_svd)
 
 
 @polar_factor.defjvp
@@ -222,7 +222,7 @@ def _by_quadrature(factor: Array, diagonal: Array) -> tuple[Array, Array]:
     return lax.scan(add, jnp.zeros_like(factor), (points, weights))[0], accurate
 
 
-_inverse_root_action = _where_accurate(_by_quadrature, _leading_polar_factor)
+_inverse_root_action = where_accurate(_by_quadrature, _leading_polar_factor)
 
 
 def _elliptic_nodes(lowest: Array, highest: Array) -> tuple[Array, Array]:

@@ -26,6 +26,7 @@ LAYERS = (
     {"losses"},
     {"dynamics", "diagnostics", "theory"},
     {"results", "analysis", "comparison", "figures"},
+    {"program"},
     {"lanes"},
     {"simulate"},
     {"sweep"},

@@ -193,9 +193,8 @@ def test_float32_programs_hold_no_float64(dynamics):
     problem = simulate.prepare(config(precision="float32", **changes))
     _, begun = simulate.begin([problem])
     (batch,), until = begun.batches, np.ones(3, np.float32 if dynamics else np.int32)
-    traced = jax.make_jaxpr(begun.program.advance)(batch.lanes, batch.state, until, np.int32(1))
-    assert "f64" not in str(traced)
-    assert "f64" not in str(jax.make_jaxpr(begun.program.record)(batch.lanes, batch.state, until))
+    traced = begun.program.advance.trace(batch.lanes, batch.state, until, np.int32(1))
+    assert "f64" not in str(traced.jaxpr)
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -430,6 +429,6 @@ def test_float64_is_refused_where_the_backend_has_none(monkeypatch):
 
 
 def test_registries_name_what_they_hold():
-    assert set(DYNAMICS) == {"gradient_descent"}
+    assert set(DYNAMICS) == {"gradient_descent", "gradient_flow", "end_to_end_flow"}
     assert {"bures_wasserstein", "frobenius"} == set(LOSSES)
     assert jnp.asarray(1.0).dtype == jnp.float64

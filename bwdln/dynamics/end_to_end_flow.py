@@ -16,7 +16,7 @@ from jaxtyping import Float
 from bwdln.dynamics import runge_kutta
 from bwdln.dynamics.base import DYNAMICS, Dynamics
 from bwdln.errors import check
-from bwdln.linalg import _where_accurate, rank_threshold, safe_divide, safe_sqrt
+from bwdln.linalg import where_accurate, rank_threshold, safe_divide, safe_sqrt
 from bwdln.networks import Packed
 from bwdln.types import Array, Scalar
 
@@ -153,7 +153,7 @@ def _through_svd(generator: Array, gradient: Array, depth: Array) -> Array:
     return _in_bases(left, singular, right.mT, gradient, depth)
 
 
-_velocity = _where_accurate(_through_gram, _through_svd)
+_velocity = where_accurate(_through_gram, _through_svd)
 
 
 def _in_bases(left: Array, singular: Array, right: Array, gradient: Array, depth: Array) -> Array:

@@ -36,8 +36,9 @@ def gradient_descent(
 ) -> Dynamics:
     """W_j ← W_j − η ∂L/∂W_j, or what the optimizer makes of these gradients.
 
-    `gradients` are those in the layers, which know their number `depth`. `step_size` η may be traced; the schedule multiplies it. Flow time advances by the step size of
-    the step, with every optimizer, so that descent and flow share an axis.
+    `gradients` are those in the layers, and know the `depth`. `step_size` η may be traced; the
+    schedule multiplies it. Flow time advances by the step size of the step, with every optimizer,
+    so that descent and flow share an axis.
 
     Raises `InvalidOption` for a step size ≤ 0, steps < 1 or a negative tolerance.
     """

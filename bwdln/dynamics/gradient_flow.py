@@ -34,7 +34,8 @@ def gradient_flow(
     `method`: `euler`, `heun`, `rk4` (orders 1, 2, 4) take steps of fixed `step_size`, and no
     tolerances. The others choose their steps, and take no `step_size`: the embedded pairs `rk32`
     and `rk54` of orders 3(2) and 5(4); `rkc`, stabilized, of order 2, for stiff flows at moderate
-    tolerances; `auto`, which is `rk54` and, wherever stability limits that, `rkc` if it is cheaper.
+    tolerances (its error after many steps goes with their power 2/3); `auto`, which is `rk54` and,
+    wherever stability limits that, `rkc` if it is cheaper.
 
     Every step keeps its estimated error, in the Frobenius norm over all layers, within
     `absolute_tolerance` + `relative_tolerance` · ‖weights‖ (null: 1e-9 and 1e-6). A lane ends as

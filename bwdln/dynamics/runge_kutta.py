@@ -121,7 +121,6 @@ def _start(
         exponent = _exponent(method)
         size, spectrum = _first_size(velocity, tolerances, exponent, end_time, weights, first)
         evaluations = 2
-    # Every leaf that batches over lanes is an array of the precision of the weights.
     zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
     corrected = method == "auto" or (method in TABLEAUS and TABLEAUS[method].dense is not None)
     return Memory(
@@ -398,10 +397,9 @@ def _look_back(weights: Packed, memory: Memory, ago: Scalar) -> Packed:
     left = safe_divide(jnp.asarray(ago, h.dtype), h)  # 1 − θ
     theta = 1 - left
     begin, end = left**2 * (1 + 2 * theta), theta**2 * (1 + 2 * left)
-    bend = theta * left * h
 
     def cubic(w0: Array, w1: Array, v0: Array, v1: Array) -> Array:
-        return begin * w0 + end * w1 + bend * (left * v0 - theta * v1)
+        return begin * w0 + end * w1 + theta * left * h * (left * v0 - theta * v1)
 
     between = jax.tree.map(cubic, memory.before, weights, memory.velocity_before, memory.velocity)
     if memory.correction is None:
@@ -448,5 +446,4 @@ def _check(
 
 
 def _known(value: Any) -> bool:
-    """Whether a number is plain, not traced."""
-    return isinstance(value, int | float)
+    return isinstance(value, int | float)  # plain, not traced
