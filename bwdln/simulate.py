@@ -7,11 +7,11 @@ into the target's eigenbasis; every seed is a lane.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -204,6 +204,11 @@ def set_up_process() -> None:
     up to 200 times as long.
     """
     jax.config.update("jax_enable_x64", True)
+    _limit_lapack()
+
+
+@functools.cache
+def _limit_lapack() -> None:
     threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 
@@ -261,9 +266,10 @@ def starts(problems: Sequence[Problem]) -> Start:
     static, _ = configuration.split(choices[0])
     function, widths = STARTS[static.name], first.start_widths
     with _on_cpu(), within("initialization"):
-        for problem, choice in zip(problems, choices, strict=True):
-            # Options are checked where their numbers are known.
-            known = partial(function, widths=widths, target=problem.target, **dict(choice.options))
+        # Options are checked where their numbers are known.
+        different = {(p.config.target, c): p.target for p, c in zip(problems, choices, strict=True)}
+        for (_, choice), target in different.items():
+            known = functools.partial(function, widths=widths, target=target, **dict(choice.options))
             jax.eval_shape(known, jax.random.key(0))
         seeds = [np.arange(p.config.seed, p.config.seed + p.config.seeds) for p in problems]
         counts = [problem.config.seeds for problem in problems]

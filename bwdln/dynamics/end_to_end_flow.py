@@ -16,7 +16,7 @@ from jaxtyping import Float
 from bwdln.dynamics import runge_kutta
 from bwdln.dynamics.base import DYNAMICS, Dynamics
 from bwdln.errors import check
-from bwdln.linalg import where_accurate, rank_threshold, safe_divide, safe_sqrt
+from bwdln.linalg import rank_threshold, safe_divide, safe_sqrt, where_accurate
 from bwdln.networks import Packed
 from bwdln.types import Array, Scalar
 

@@ -54,8 +54,8 @@ class Memory(NamedTuple):
     time: Array
     attempts: Array
     uncounted: Array
-    # The largest eigenvalue, for the stabilized method; whether that one is in use, and for how
-    # many steps now the other looked cheaper.
+    # The largest eigenvalue, for the stabilized method; whether that one is in use, and what speaks
+    # for the other (`VOTES`).
     spectrum: Spectrum | None
     stabilized: Array | None
     votes: Array | None
@@ -349,10 +349,12 @@ def _factor(method: str, memory: Memory, attempt: Attempt) -> Array:
 #: The explicit pair is stable up to step · eigenvalue = 3.3; from `STIFF` on that may be its limit,
 #: and below `MILD` it is cheaper than the stabilized method.
 STIFF, MILD = 2.5, 2.0
-#: Cost per flow time of the stabilized method over that of the explicit one, to change to it.
+#: Predicted cost per flow time of the stabilized method over that of the explicit one, to change to it.
 BARGAIN = 0.8
-#: Steps in a row that must agree before the method changes.
-VOTES = 3
+#: The method changes after so many steps in a row for which the other looks cheaper; and after
+#: `PATIENCE` times as many at the limit of stability, where what the explicit pair does not damp
+#: hides how long a step the stabilized method could take.
+VOTES, PATIENCE = 3, 4
 
 
 def _changed(
@@ -371,13 +373,12 @@ def _changed(
     reach = size * jnp.minimum(jnp.maximum(growth, SHRINK), GROW_AT_MOST)
     cost = (stabilized.stage_count(reach, radius) + 1) / reach
     explicit_cost = len(TABLEAUS["rk54"].weights) / size
-    stiff = (size * radius > STIFF) & (cost < BARGAIN * explicit_cost)
-    mild = following.size * radius < MILD
-    vote = jnp.where(memory.stabilized, mild, stiff)
-    votes = jnp.where(accepted, jnp.where(vote, memory.votes + 1, 0), memory.votes)
-    change = votes >= VOTES
+    for_other = jnp.where(memory.stabilized, following.size * radius < MILD, size * radius > STIFF)
+    vote = jnp.where(memory.stabilized | (cost < BARGAIN * explicit_cost), PATIENCE, 1)
+    votes = jnp.where(accepted, jnp.where(for_other, memory.votes + vote, 0), memory.votes)
+    change = votes >= VOTES * PATIENCE
     return following._replace(
-        size=jnp.where(change & ~memory.stabilized, reach, following.size),
+        size=jnp.where(change & ~memory.stabilized, jnp.maximum(reach, size), following.size),
         error=jnp.where(change, 0, following.error),
         stabilized=memory.stabilized ^ change,
         votes=jnp.where(change, 0, votes),
