@@ -82,7 +82,11 @@ def run(config: Config, *, on_progress: Callable[[Progress], None] | None = None
 
     Raises `InvalidOption`, before anything compiles, for a configuration that cannot be run.
     """
-    return run_together([prepare(config)], on_progress=on_progress)[0]
+    began = time.perf_counter()
+    with Interruption() as interruption:
+        problems = [prepare(config)]
+        history = _integrated(problems, on_progress, interruption)
+    return _results(problems, history, time.perf_counter() - began)[0]
 
 
 def run_together(
@@ -95,22 +99,42 @@ def run_together(
     """
     began = time.perf_counter()
     with Interruption() as interruption:
-        start, lanes = begin(problems)
-        points = _stacked([(problem.record_points, problem.config.seeds) for problem in problems])
-        interrupted, records = lanes.run(points, on_progress, interruption.check)
-    final = lanes.finish()
-    seconds, done, taken = time.perf_counter() - began, [], 0
+        history = _integrated(problems, on_progress, interruption)
+    return _results(problems, history, time.perf_counter() - began)
+
+
+class History(NamedTuple):
+    """What lanes went through: their start, each record, and their end; lanes along the first axis."""
+
+    start: Start
+    records: list[dict[str, np.ndarray]]
+    final: dict[str, np.ndarray]
+    interrupted: bool
+
+
+def _integrated(
+    problems: Sequence[Problem],
+    on_progress: Callable[[Progress], None] | None,
+    interruption: Interruption,
+) -> History:
+    start, lanes = begin(problems)
+    points = _stacked([(problem.record_points, problem.config.seeds) for problem in problems])
+    interrupted, records = lanes.run(points, on_progress, interruption.check)
+    return History(start, records, lanes.finish(), interrupted)
+
+
+def _results(problems: Sequence[Problem], history: History, seconds: float) -> list[results.Result]:
+    """The result of each problem, from its part of the lanes."""
+    done, taken = [], 0
     for problem in problems:
         own = slice(taken, taken + problem.config.seeds)
         taken = own.stop
-        recorded = [{name: values[own] for name, values in each.items()} for each in records]
-        ended = {name: values[own] for name, values in final.items()}
         with _on_cpu():
-            begun = jax.tree.map(lambda leaf, own=own: leaf[own], start)
-            dataset = _dataset(problem, begun, recorded, ended)
+            parts = jax.tree.map(lambda leaf, own=own: leaf[own], history[:3])
+            dataset = _dataset(problem, *parts)
         if problem.samples is not None:
             dataset = _with_samples(dataset, problem.samples)
-        attributes = _attributes(problem, interrupted, seconds)
+        attributes = _attributes(problem, history.interrupted, seconds)
         done.append(results.Result(dataset.assign_attrs(attributes)))
     return done
 

@@ -159,7 +159,8 @@ def _is_sweep() -> bool:
 
 
 def _holds_result(folder: Path) -> bool:
-    return (folder / "result.nc").exists()
+    """Whether a run wrote there, or a study, which has a folder for each of its runs."""
+    return any(any(folder.glob(name)) for name in ("result.nc", "*/result.nc"))
 
 
 def _output_subdir() -> str | None:

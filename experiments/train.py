@@ -39,7 +39,8 @@ def train(config: Config, folder: Path) -> float:
     Returns the median of the final relative gaps, or a huge number where that is not finite, since
     sweepers that optimize cannot take NaN. Ctrl-C ends it early, with exit status 130.
     """
-    from bwdln import results  # JAX: not at the start, so that --help is quick
+    # JAX: not at the start, so that --help is quick; all of it here, where Ctrl-C simply ends it.
+    from bwdln import figures, results, simulate, studies  # noqa: F401
 
     log.info("configuration:\n%s", json.dumps(config.mapping(), indent=2))
     for name, value in results.provenance().items():
