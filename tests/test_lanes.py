@@ -1,6 +1,10 @@
 """Lanes that run together, each as if alone: packing, independence, and how they end."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +13,8 @@ from problems import job
 
 from bwdln import lanes, simulate
 from bwdln.dynamics.base import Outcome
+
+ROOT = Path(__file__).resolve().parent.parent
 
 DESCENT = {"name": "gradient_descent", "step_size": 0.05, "steps": 400, "gap_tolerance": 1e-6}
 FLOW = {"name": "gradient_flow", "end_time": 20.0, "gap_tolerance": 1e-6}
@@ -152,3 +158,33 @@ def test_padding_ends_before_it_begins():
         ended = np.asarray(batch.state.outcome) != Outcome.RUNNING
         np.testing.assert_array_equal(ended, batch.members < 0)
     assert begun.running() == 7
+
+
+SIDE_BY_SIDE = """
+from problems import job
+from bwdln import lanes, simulate
+
+lanes.NUMBERS_PER_BATCH_OF_FLOWS = 8 * 400
+lanes._workers = lambda: 4
+for method in ("auto", "rkc"):
+    dynamics = {"name": "end_to_end_flow", "end_time": 0.05, "method": method}
+    simulate.run(
+        job(
+            target={"name": "zipf", "dimension": 20},
+            network={"depth": 12},
+            initialization={"name": "orthogonal", "balanced": True},
+            dynamics=dynamics,
+            record={"count": 20},
+            seeds=64,
+        )
+    )
+"""
+
+
+@pytest.mark.slow
+def test_decompositions_of_many_batches_side_by_side_never_wait_for_each_other():
+    """More batches of 8 at a time than cores, each full of decompositions of 8 matrices at once."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", SIDE_BY_SIDE], env=environment, timeout=180, check=False)
+        assert done.returncode == 0
