@@ -23,11 +23,11 @@ from bwdln.dynamics.base import Outcome, State
 from bwdln.program import Lane, Static, program
 from bwdln.types import Array, Weights
 
-#: On a CPU so many lanes go together: enough to share the cost of a call.
-LANES_PER_BATCH_ON_CPU = 4
-#: Lanes of a flow take steps of their own, and those of a batch wait for each other: there a batch
-#: holds about so many numbers, from one lane to `MOST_FLOWS` of them (benchmarks/flow.py).
-NUMBERS_PER_BATCH_OF_FLOWS, MOST_FLOWS = 400, 16
+#: On a CPU a program advances one lane, and as many programs as there are cores run side by side.
+#: More lanes in a program are no faster there (benchmarks/descent.py), lanes with steps of their own
+#: would wait for each other, and above all a decomposition of several matrices waits for threads
+#: that may be waiting for another one, for ever.
+LANES_PER_BATCH_ON_CPU = 1
 #: On an accelerator all lanes go together; when this fraction of them is left, they move to a
 #: program for so many.
 SHRINK = 4
@@ -77,7 +77,6 @@ class Lanes:
         self.program = program(static)
         self._clock, self._precision = clock, precision
         self._lane = jax.tree.map(lambda leaf: np.asarray(leaf, precision), lane)
-        self._numbers = sum(np.size(layer[0]) for layer in weights)
         self._latest: dict[str, np.ndarray] = {}
         self._final: dict[str, np.ndarray] = {}
         self._attempts, self._stopping = 1, False
@@ -216,9 +215,7 @@ class Lanes:
     def _batch_size(self, running: int) -> int:
         """Lanes in a batch when so many still run: few different sizes, or one."""
         if jax.default_backend() == "cpu":
-            flows = min(max(1, NUMBERS_PER_BATCH_OF_FLOWS // self._numbers), MOST_FLOWS)
-            most = LANES_PER_BATCH_ON_CPU if self._clock == "step" else flows
-            return -(-self.count // -(-self.count // most))
+            return -(-self.count // -(-self.count // LANES_PER_BATCH_ON_CPU))
         size = self.count
         while size > 1 and running <= -(-size // SHRINK):
             size = -(-size // SHRINK)

@@ -57,12 +57,7 @@ class Program(NamedTuple):
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` such that programs may run side by side, each on the thread that called it.
-
-    On a CPU a program would otherwise go on in the same few threads that a decomposition of a batch
-    of matrices waits for, and two of these at a time could wait for each other for ever. So only
-    the decompositions are spread over those threads.
-    """
+    """`jax.jit`; on a CPU without spreading products of matrices over cores: other programs use them."""
     options = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=options)
 

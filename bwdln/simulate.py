@@ -20,6 +20,7 @@ import numpy as np
 import scipy.linalg  # noqa: F401  JAX calls its LAPACK; loaded here, so that its threads can be limited
 import threadpoolctl
 import xarray
+from jax import lax
 
 from bwdln import config as configuration
 from bwdln import data, initializations, networks, results, targets
@@ -30,7 +31,7 @@ from bwdln.initializations import STARTS
 from bwdln.interruption import Interruption
 from bwdln.lanes import Lanes, Progress
 from bwdln.losses import LOSSES, Loss
-from bwdln.program import Lane, Static, compiled
+from bwdln.program import Lane, Static
 from bwdln.registry import load_plugins
 from bwdln.targets import Target
 from bwdln.types import Array, Scalar, Weights, Widths
@@ -300,16 +301,19 @@ def starts(problems: Sequence[Problem]) -> Start:
         numbers = [configuration.split(choice)[1] for choice in choices]
         targets = [problem.target for problem in problems]
 
-        def draw(seed: Array, target: Target, numbers: dict[str, Scalar]) -> Weights:
+        def draw(lane: tuple[Array, Target, dict[str, Scalar]]) -> Weights:
+            seed, target, numbers = lane
             key = jax.random.key(seed)
             weights: Weights = function(key, widths, target, **dict(static.options), **numbers)
             return weights
 
-        drawn = compiled(jax.vmap(draw))(
+        every = (
             np.concatenate(seeds),
             _stacked(list(zip(targets, counts, strict=True))),
             _stacked(list(zip(numbers, counts, strict=True))),
         )
+        # One after the other: this is on the CPU (`lanes.LANES_PER_BATCH_ON_CPU` says why).
+        drawn = jax.jit(lambda lanes: lax.map(draw, lanes))(every)
         if first.dynamics.end_to_end:
             return _reduced_start(first, drawn)
         return Start(drawn, jax.vmap(networks.end_to_end)(drawn), None)
