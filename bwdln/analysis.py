@@ -154,17 +154,23 @@ def summary(result: Result) -> list[Row]:
 def shortfalls(result: Result, relative_gap: float) -> list[str]:
     """One sentence for each seed that did not come within that relative gap (> 0), saying why."""
     check(relative_gap > 0, "relative_gap", relative_gap, "a number above 0")
-    failed = diverged(result)
+    failed, gaps = diverged(result), result.dataset["relative_gap"].values
+    grew = gaps[:, -1] > gaps[:, 0]
     return [
         f"seed {row.seed} ended at relative gap {row.relative_gap:.1e}: "
-        + _reason(row, bool(failed[lane]), clock(result), remaining(result, lane, relative_gap))
+        + _reason(
+            row, bool(failed[lane]), clock(result), remaining(result, lane, relative_gap), bool(grew[lane])
+        )
         for lane, row in enumerate(summary(result))
         if not row.relative_gap <= relative_gap  # true for NaN too
     ]
 
 
-def _reason(row: Row, failed: bool, clock: Clock, needed: float | None) -> str:
-    """Why a seed came no further; `needed` is what it lacks on the clock of its run (`remaining`)."""
+def _reason(row: Row, failed: bool, clock: Clock, needed: float | None, grew: bool) -> str:
+    """Why a seed came no further; `needed` is what it lacks on the clock of its run (`remaining`).
+
+    `grew` says that its gap is larger than at the start.
+    """
     flow = clock == "time"
     place = f"flow time {row.time:.4g}" if flow else f"step {row.step:,}"
     if failed:
@@ -177,7 +183,9 @@ def _reason(row: Row, failed: bool, clock: Clock, needed: float | None) -> str:
         "reached_end": f"reached its end, {place}" if flow else f"reached its last step, {row.step:,}",
         "stalled": f"stalled at {place}",
     }
-    if needed is None:
+    if needed is None and grew:
+        trend = "above where it began; try a smaller step size or smaller tolerances"
+    elif needed is None:
         trend = "not decreasing lately: the limit of rounding, or a saddle"
     else:
         more = f"a flow time of {needed:.2g} more is" if flow else f"{needed:,.0f} more steps are"
@@ -188,13 +196,14 @@ def _reason(row: Row, failed: bool, clock: Clock, needed: float | None) -> str:
 def remaining(result: Result, lane: int, relative_gap: float) -> float | None:
     """Whole steps, or flow time, to that relative gap at the exponential rate of the lane's last tenth.
 
-    None where the gap no longer decreases there: by less than 1 % over that tenth.
+    None where the gap no longer decreases there, by less than 1 % over that tenth, or grew in all.
     """
     along = result.dataset[clock(result)].values[lane].astype(float)
     gap = result.dataset["relative_gap"].values[lane]
     before = int(np.searchsorted(along, 0.9 * along[-1], side="right")) - 1
     before = max(0, min(before, int(np.searchsorted(along, along[-1])) - 1))
-    if not (np.isfinite(gap[[before, -1]]).all() and 0 < gap[-1] < 0.99 * gap[before]):
+    falling = 0 < gap[-1] < min(0.99 * gap[before], gap[0])
+    if not (np.isfinite(gap[[before, -1]]).all() and falling):
         return None
     rate = np.log(gap[before] / gap[-1]) / (along[-1] - along[before])
     needed = max(0.0, float(np.log(gap[-1] / relative_gap) / rate))

@@ -30,7 +30,7 @@ from bwdln.types import Array, Weights
 LANES_PER_BATCH_ON_CPU = 1
 #: On an accelerator all lanes go together; when this fraction of them is left, they move to a
 #: program for so many.
-SHRINK = 4
+FEWER = 4
 #: Seconds between two looks at progress and at Ctrl-C, about.
 PACE = 0.25
 
@@ -129,7 +129,7 @@ class Lanes:
         """
         pause()
         running = [batch for batch in self.batches if batch.running().any()]
-        if running and not self._latest:  # compiles, once
+        if running and not self._latest:  # alone: it compiles, and makes the arrays all write to
             self._bring(running.pop(0), until, pause)
         with ThreadPoolExecutor(_workers()) as executor:
             waiting = {executor.submit(self._bring, batch, until) for batch in running}
@@ -150,6 +150,7 @@ class Lanes:
         """Bring a batch to its `until` and look at it, in blocks that take about `PACE` seconds."""
         stops, unfinished = until[batch.members], True
         while unfinished and not self._stopping:
+            # Threads share the number: it decides how long a block is, and nothing else.
             began, attempts = time.perf_counter(), np.int32(self._attempts)
             batch.state, more, seen = self.program.advance(batch.lanes, batch.state, stops, attempts)
             unfinished = bool(more)
@@ -217,8 +218,8 @@ class Lanes:
         if jax.default_backend() == "cpu":
             return -(-self.count // -(-self.count // LANES_PER_BATCH_ON_CPU))
         size = self.count
-        while size > 1 and running <= -(-size // SHRINK):
-            size = -(-size // SHRINK)
+        while size > 1 and running <= -(-size // FEWER):
+            size = -(-size // FEWER)
         return size
 
 

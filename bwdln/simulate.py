@@ -197,7 +197,7 @@ def _widths(dimension: int, config: Config, dynamics: Dynamics) -> tuple[Widths,
     if not dynamics.end_to_end or depth is None or isinstance(depth, int):
         widths = networks.widths(dimension, network)
         return widths, len(widths) - 1.0
-    check(1 <= depth < 2**31, "depth", depth, "a number from 1")
+    check(1 <= depth < 2**31, "depth", depth, "a number from 1 to below 2^31")
     whole = dataclasses.replace(network, depth=math.ceil(depth))
     return initializations.shortest(networks.widths(dimension, whole)), depth
 

@@ -192,7 +192,7 @@ def test_float32_programs_hold_no_float64(dynamics):
     changes = {"dynamics": dynamics, "initialization__balanced": True} if dynamics else {}
     problem = simulate.prepare(config(precision="float32", **changes))
     _, begun = simulate.begin([problem])
-    (batch,), until = begun.batches, np.ones(3, np.float32 if dynamics else np.int32)
+    batch, until = begun.batches[0], np.ones(1, np.float32 if dynamics else np.int32)
     traced = begun.program.advance.trace(batch.lanes, batch.state, until, np.int32(1))
     assert "f64" not in str(traced.jaxpr)
 
@@ -426,6 +426,15 @@ def test_float64_is_refused_where_the_backend_has_none(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     with pytest.raises(InvalidOption, match=r"^precision: got float64; takes float32 on tpu"):
         simulate.prepare(config())
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_steps_of_fixed_size_that_just_reach_the_end_are_enough(precision):
+    """Ten times 0.1 is a little less than 1."""
+    dynamics = {"name": "gradient_flow", "end_time": 1.0, "method": "euler", "step_size": 0.1}
+    result = simulate.run(config(dynamics={**dynamics, "max_steps": 10}, precision=precision, seeds=1))
+    assert result.outcomes == ("reached_end",)
+    assert float(result.dataset["time"][0, -1]) == 1.0
 
 
 def test_registries_name_what_they_hold():

@@ -82,7 +82,7 @@ def at(dynamics: Dynamics, state: State, until: Scalar) -> State:
     past = (state.outcome == Outcome.RUNNING) & (state.time > until)
     ago = jnp.where(past, state.time - until, 0)
     earlier = dynamics.look_back(state.weights, state.memory, ago)
-    moment = state.time.dtype.type(0) + jnp.where(past, until, state.time)
+    moment = jnp.where(past, until, state.time).astype(state.time.dtype)
     return state._replace(weights=select(past, earlier, state.weights), time=moment)
 
 

@@ -299,7 +299,8 @@ def _judged(
     moves = attempt.size > 4 * eps * jnp.maximum(memory.time, eps * end_time)
     time = memory.time + jnp.where(accepted, attempt.size, 0)
     attempts = memory.attempts + 1
-    spent = (attempts >= max_steps) & (time < end_time)
+    # Half a step: steps of fixed size may add up to a little less than the end.
+    spent = (attempts >= max_steps) & (time + attempt.size / 2 < end_time)
     taken = memory._replace(
         velocity=attempt.velocity,
         before=weights,
