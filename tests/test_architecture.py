@@ -19,7 +19,7 @@ LAYERS = (
     {"errors", "types", "interruption"},
     {"registry"},
     {"config"},
-    {"linalg", "arrays"},
+    {"linalg", "arrays", "fits"},
     {"data"},
     {"targets", "networks"},
     {"initializations"},
@@ -41,8 +41,8 @@ BASE = {"errors", "types", "interruption", "registry"}
 ONLY = {
     "results": {"config", "initializations", "targets"},
     "analysis": {"config", "results", "targets"},
-    "comparison": {"analysis", "results"},
-    "figures": {"analysis", "comparison", "results"},
+    "comparison": {"analysis", "fits", "results", "theory"},
+    "figures": {"analysis", "comparison", "fits", "results", "theory"},
 }
 #: Who may read the configuration.
 CONFIG_READERS = {"networks", *ONLY, "simulate", "sweep", "studies", "launcher", "experiments"}
@@ -165,11 +165,11 @@ def test_every_module_is_checked() -> None:
         ("bwdln/simulate.py", "from bwdln.figures import save_all"),
         ("bwdln/simulate.py", "from omegaconf import OmegaConf"),
         ("bwdln/analysis.py", "from matplotlib import pyplot"),
-        ("bwdln/analysis.py", "from bwdln.comparison import compare"),
-        ("bwdln/comparison.py", "from bwdln.config import Config"),
+        ("bwdln/analysis.py", "from bwdln.comparison import descent_to_flow"),
+        ("bwdln/comparison/one.py", "from bwdln.simulate import run"),
         ("bwdln/figures/run.py", "from bwdln.studies import descent_to_flow"),
         ("bwdln/figures/run.py", "from bwdln.config import Config"),
-        ("bwdln/simulate.py", "from bwdln.comparison import compare"),
+        ("bwdln/simulate.py", "from bwdln.comparison import descent_to_flow"),
         ("bwdln/simulate.py", "from bwdln.studies import conduct"),
         ("bwdln/studies/base.py", "from matplotlib.figure import Figure"),
         ("bwdln/studies/base.py", "import experiments.display"),
@@ -196,7 +196,7 @@ def test_the_checker_sees_a_breach(tmp_path: Path, path: str, source: str) -> No
         ("bwdln/networks.py", "from bwdln.config import Network"),
         ("bwdln/simulate.py", "from bwdln import diagnostics, losses, results, targets"),
         ("bwdln/figures/run.py", "import matplotlib.pyplot\nfrom bwdln.analysis import band"),
-        ("bwdln/figures/study.py", "from bwdln.comparison import Comparison\nfrom . import parts"),
+        ("bwdln/figures/study.py", "from bwdln.comparison.one import Comparison\nfrom . import parts"),
         ("bwdln/studies/one.py", "from bwdln import comparison, config, figures, results, simulate"),
         ("experiments/train.py", "import hydra\nfrom bwdln import figures\nimport experiments.display"),
     ],

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from bwdln import comparison
-from bwdln.comparison import compare
+from bwdln.comparison import descent_to_flow as comparison
+from bwdln.comparison.descent_to_flow import compare
 from bwdln.errors import InvalidOption
 from bwdln.results import Result
 from tests import synthetic
@@ -124,13 +124,3 @@ def test_other_starts_are_refused():
 def test_nothing_to_compare_is_refused():
     with pytest.raises(InvalidOption, match="descents: got nothing"):
         compare(run(), {})
-
-
-def test_power_law_is_that_of_the_smallest():
-    x = np.array([1, 2, 4, 8, 16.0])
-    y = np.where(x < 8, 3 * x**1.5, 100)
-    law = comparison.power_law(x, y)
-    assert (law.exponent, law.factor, law.points) == (pytest.approx(1.5), pytest.approx(3), 3)
-    np.testing.assert_allclose(law.at(x[:3]), y[:3])
-    assert comparison.power_law(x, np.where(x == 1, np.nan, y), 2) == pytest.approx(law._replace(points=2))
-    assert np.isnan(comparison.power_law(x[:1], y[:1]).exponent)

@@ -13,7 +13,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from matplotlib.text import Text
 
-from bwdln import comparison, figures, results, simulate, studies
+from bwdln import figures, results, simulate, studies
+from bwdln.comparison import descent_to_flow as comparison
 from bwdln.config import Config, from_mapping
 from bwdln.errors import InvalidOption
 from bwdln.registry import Choice
@@ -160,7 +161,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("changes", "message"), REFUSALS, ids=[message for _, message in REFUSALS])
 def test_bad_input_is_refused_before_anything_runs(tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(simulate, "run", None)
+    monkeypatch.setattr(simulate, "run_together", None)
     with pytest.raises(InvalidOption, match=message) as caught:
         studies.conduct(configuration(**changes), tmp_path)
     assert "\n" not in str(caught.value)
@@ -194,10 +195,12 @@ def test_a_study_of_the_users_is_checked_and_given_its_options(tmp_path, monkeyp
 
 
 def interrupted_at(run: int):
-    """A stand-in for `simulate.run` that is interrupted in that run."""
+    """A stand-in for `simulate.run_together` that is interrupted in that run."""
     calls = []
 
-    def stand_in(config, on_progress):
+    def stand_in(problems, on_progress):
+        (problem,) = problems  # step sizes differ in their number of steps, which is static
+        config = problem.config
         calls.append(config)
         step_size = dict(config.dynamics.options).get("step_size")
         dataset = synthetic.gaussian(seeds=2).dataset.copy(deep=True)
@@ -209,14 +212,14 @@ def interrupted_at(run: int):
             trajectory * (1 + (step_size or 0) * dataset["time"].values[..., None, None]),
         )
         attributes = {"interrupted": int(len(calls) == run), "configuration": config.json()}
-        return results.Result(dataset.assign_attrs(attributes))
+        return [results.Result(dataset.assign_attrs(attributes))]
 
     return stand_in
 
 
 @pytest.mark.parametrize("run", [1, 2, 3])
 def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, run):
-    monkeypatch.setattr(simulate, "run", interrupted_at(run))
+    monkeypatch.setattr(simulate, "run_together", interrupted_at(run))
     found = studies.conduct(configuration(), tmp_path)
     assert found.interrupted
     assert found.notes[-1] == f"interrupted: {run - 1} of 4 runs finished; all that was recorded is kept"
@@ -226,7 +229,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, run):
 
 
 def test_the_command_ends_with_130(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(simulate, "run", interrupted_at(3))
+    monkeypatch.setattr(simulate, "run_together", interrupted_at(3))
     with pytest.raises(SystemExit) as end:
         train.train(configuration(), tmp_path)
     out = capsys.readouterr().out.splitlines()
@@ -369,7 +372,7 @@ def test_the_experiment_is_what_it_should_be():
 
 
 def test_the_command_conducts_a_study(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(simulate, "run", interrupted_at(0))
+    monkeypatch.setattr(simulate, "run_together", interrupted_at(0))
     assert 0 < train.train(experiment("seeds=2"), tmp_path) < 1
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("step size") and len([line for line in out if line.startswith("result")]) == 7

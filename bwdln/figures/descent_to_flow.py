@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from bwdln.comparison import DISTANCE_ORDER, DRIFT_ORDER, Comparison, Curve, Scaling
+from bwdln.comparison.descent_to_flow import DISTANCE_ORDER, DRIFT_ORDER, Comparison, Curve, Scaling
 from bwdln.figures.parts import (
     BLUE,
     FLOW_TIME,

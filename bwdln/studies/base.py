@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bwdln.config import Config
+import numpy as np
+
+from bwdln import results, simulate
+from bwdln.config import Config, split
+from bwdln.errors import check
+from bwdln.initializations import STARTS
+from bwdln.interruption import Interruption
 from bwdln.lanes import Progress
 from bwdln.registry import Registry, load_plugins
+from bwdln.results import Result
+from bwdln.simulate import Problem
 
 #: Name -> function (config, folder, on_progress, *, options) -> Findings. The configuration is that of
 #: the whole job; a study derives its runs from it. It writes into the folder and replaces nothing there.
@@ -47,3 +56,93 @@ def conduct(config: Config, folder: str | Path, on_progress: OnProgress | None =
     choice = STUDIES.resolved(config.study)
     findings: Findings = STUDIES[choice.name](config, Path(folder), on_progress, **dict(choice.options))
     return findings
+
+
+# --- the runs of a study --------------------------------------------------------------------------
+
+
+class Runs(NamedTuple):
+    """The results of the runs that finished, by name, the files of all that began, and whether
+    Ctrl-C ended them early.
+    """
+
+    results: dict[str, Result]
+    paths: list[Path]
+    interrupted: bool
+
+
+def prepared(jobs: Mapping[str, Config], folder: Path) -> dict[str, Problem]:
+    """The problems of jobs, by name, all checked; the name is the folder of the run in `folder`.
+
+    Raises `InvalidOption` for what cannot be run, and where one of them already has a result.
+    """
+    taken = [name for name in jobs if (folder / name / "result.nc").exists()]
+    check(not taken, "folder", folder, f"one without results; this one has {', '.join(taken)}")
+    return {name: simulate.prepare(config) for name, config in jobs.items()}
+
+
+def run_all(
+    problems: Mapping[str, Problem], folder: Path | None, on_progress: OnProgress | None = None
+) -> Runs:
+    """Run problems, those that differ only in traced numbers together, until Ctrl-C.
+
+    Each result is saved in the folder of its name in `folder`, or not at all if that is None.
+    """
+    finished: dict[str, Result] = {}
+    paths: list[Path] = []
+    interrupted = False
+    for names in groups(problems):
+        done = simulate.run_together([problems[name] for name in names], on_progress=on_progress)
+        with Interruption(hold=True) as interruption:
+            if folder is not None:
+                paths += [results.save(each, folder / name) for name, each in zip(names, done, strict=True)]
+        complete = not done[0].dataset.attrs["interrupted"]
+        finished |= dict(zip(names, done, strict=True)) if complete else {}
+        if interruption.requested or not complete:
+            interrupted = len(finished) < len(problems)
+            break
+    return Runs(finished, paths, interrupted)
+
+
+def groups(problems: Mapping[str, Problem]) -> list[list[str]]:
+    """The names of problems that are lanes of one program, in the order of the first of each."""
+    together: dict[Hashable, list[str]] = {}
+    for name, problem in problems.items():
+        together.setdefault(_program_of(problem), []).append(name)
+    return list(together.values())
+
+
+def _program_of(problem: Problem) -> Hashable:
+    """What problems that run together must have in common (`simulate.run_together`)."""
+    config = problem.config
+    start, numbers = split(STARTS.resolved(config.initialization))
+    same_start = (start, tuple(numbers), problem.start_widths)
+    return problem.static, same_start, tuple(problem.lane.loss), len(problem.record_points), config.precision
+
+
+def cut_short(runs: Runs, planned: int) -> list[str]:
+    """A sentence for runs that Ctrl-C ended early."""
+    said = f"interrupted: {len(runs.results)} of {planned} runs finished; all that was recorded is kept"
+    return [said] if runs.interrupted else []
+
+
+# --- what a study writes --------------------------------------------------------------------------
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """Write rows as comma-separated values with all digits; None and NaN are empty. Returns the path.
+
+    Raises `InvalidOption` if the folder cannot be written.
+    """
+    results.writable(path.parent)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([_cell(value) for value in row] for row in rows)
+    return path
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else repr(float(value))
+    return "" if value is None else str(value)

@@ -6,22 +6,21 @@ imbalance, which the flow conserves, by the second order in every step (docs/the
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from bwdln import comparison, figures, results, simulate
-from bwdln.comparison import Comparison, Law, Scaling
+from bwdln import figures, results, simulate
+from bwdln.comparison import descent_to_flow as comparison
+from bwdln.comparison.descent_to_flow import Comparison, Scaling
 from bwdln.config import Config
 from bwdln.errors import check
-from bwdln.interruption import Interruption
+from bwdln.fits import Law
 from bwdln.registry import Choice
 from bwdln.results import Result
-from bwdln.studies.base import STUDIES, Findings, OnProgress
+from bwdln.studies.base import STUDIES, Findings, OnProgress, cut_short, prepared, run_all, write_table
 
 #: Records of descent and flow fall on the same times if a step size divides the time between two
 #: records up to this relative error: what a decimal fraction in binary has.
@@ -36,15 +35,6 @@ COLUMNS = (
     "imbalance drift per step",
     "smallest–largest",
 )
-
-
-class Runs(NamedTuple):
-    """The results of the runs that finished: the flow's, and those of descent by step size."""
-
-    flow: Result | None
-    descents: dict[float, Result]
-    paths: list[Path]
-    interrupted: bool
 
 
 @STUDIES.register("descent_to_flow")
@@ -62,23 +52,24 @@ def descent_to_flow(
     refuses.
     """
     flow, descents = plan(config, step_sizes)
-    taken = [name for name in folders(descents) if (folder / name / "result.nc").exists()]
-    check(not taken, "folder", folder, f"one without results; this one has {', '.join(taken)}")
-    runs = _run_all(flow, descents, results.writable(folder), on_progress)
+    jobs = dict(zip(folders(descents), (flow, *descents.values()), strict=True))
+    runs = run_all(prepared(jobs, folder), results.writable(folder), on_progress)
+    finished = {
+        size: runs.results[name]
+        for size, name in zip(descents, list(jobs)[1:], strict=True)
+        if name in runs.results
+    }
     notes, rows = [], []
     files: list[Path] = []
     drawn: list[Path] = []
-    if runs.flow is not None and runs.descents:
-        found = comparison.compare(runs.flow, runs.descents)
+    if "flow" in runs.results and finished:
+        found = comparison.compare(runs.results["flow"], finished)
         files = [_write(found, folder / "descent_to_flow.csv")]
         drawn = figures.descent_to_flow.save_all(found, folder)
         rows, notes = table(found), sentences(found)
-    if runs.interrupted:
-        done = (runs.flow is not None) + len(runs.descents)
-        notes.append(
-            f"interrupted: {done} of {1 + len(descents)} runs finished; all that was recorded is kept"
-        )
-    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, _score(runs.flow), runs.interrupted)
+    notes += cut_short(runs, len(jobs))
+    score = _score(runs.results.get("flow"))
+    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, score, runs.interrupted)
 
 
 # --- the runs -------------------------------------------------------------------------------------
@@ -101,8 +92,6 @@ def plan(config: Config, step_sizes: Sequence[float]) -> tuple[Config, dict[floa
     check(record.spacing == "linear", "record.spacing", record.spacing, takes)
     steps = _steps(step_sizes, float(problem.dynamics.end), record.count)
     descents = {size: _descent(flow, size, steps[size]) for size in sorted(steps, reverse=True)}
-    for each in descents.values():
-        simulate.prepare(each)
     return flow, descents
 
 
@@ -131,25 +120,6 @@ def _descent(flow: Config, step_size: float, steps: int) -> Config:
 def folders(step_sizes: Sequence[float] | Mapping[float, Config]) -> list[str]:
     """The names of the folders of the runs: of the flow, then of each step size."""
     return ["flow", *(f"step_size_{size:.12g}" for size in step_sizes)]
-
-
-def _run_all(
-    flow: Config, descents: Mapping[float, Config], folder: Path, on_progress: OnProgress | None
-) -> Runs:
-    """Run and save one after the other, until Ctrl-C."""
-    finished: list[Result] = []
-    paths: list[Path] = []
-    for name, config in zip(folders(descents), (flow, *descents.values()), strict=True):
-        result = simulate.run(config, on_progress=on_progress)
-        with Interruption(hold=True) as interruption:
-            paths.append(results.save(result, folder / name))
-        complete = not result.dataset.attrs["interrupted"]
-        finished += [result] * complete
-        if interruption.requested or not complete:
-            break
-    interrupted = len(finished) <= len(descents)
-    after = dict(zip(descents, finished[1:], strict=False))
-    return Runs(finished[0] if finished else None, after, paths, interrupted)
 
 
 def _score(flow: Result | None) -> float:
@@ -204,17 +174,11 @@ def _order(what: str, law: Law | None, order: int) -> str:
 
 
 def _write(found: Comparison, path: Path) -> Path:
-    """The table of every step size and seed as comma-separated values; empty where not compared."""
+    """The table of every step size and seed; empty where not compared."""
     columns = ("step_size", "steps", "seed", "outcome", "distance", "imbalance_drift_per_step")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for row, size in enumerate(found.step_size):
-            for lane, seed in enumerate(found.seed):
-                values = [
-                    None if each is None else each.values[row, lane] for each in (found.distance, found.drift)
-                ]
-                cells = ["" if value is None or np.isnan(value) else repr(float(value)) for value in values]
-                head = (repr(float(size)), found.steps[row], seed, found.outcome[row, lane])
-                writer.writerow((*head, *cells))
-    return path
+    rows = []
+    for row, size in enumerate(found.step_size):
+        for lane, seed in enumerate(found.seed):
+            values = [None if x is None else x.values[row, lane] for x in (found.distance, found.drift)]
+            rows.append((size, found.steps[row], seed, found.outcome[row, lane], *values))
+    return write_table(path, columns, rows)

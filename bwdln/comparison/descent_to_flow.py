@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from bwdln import analysis
 from bwdln.analysis import Band
 from bwdln.errors import check
+from bwdln.fits import Law, power_law
 from bwdln.results import Result
 from bwdln.types import Array
 
@@ -39,18 +40,6 @@ class Curve(NamedTuple):
     band: Band
     lost_time: Float[Array, "lost records"]
     lost_gap: Float[Array, "lost records"]
-
-
-class Law(NamedTuple):
-    """y = factor · x^exponent, fitted to `points` points; NaN if fewer than two."""
-
-    exponent: float
-    factor: float
-    points: int
-
-    def at(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """The values at x."""
-        return np.asarray(self.factor * np.asarray(x) ** self.exponent)
 
 
 class Scaling(NamedTuple):
@@ -163,16 +152,7 @@ def scaling(step_sizes: Float[Array, "sizes"], values: list[Float[Array, "seeds"
     every = np.array(values)
     spread = np.array([_spread(each[np.isfinite(each)]) for each in every])
     median, low, high = spread.T
-    return Scaling(every, median, low, high, power_law(step_sizes, median))
-
-
-def power_law(x: Float[Array, "points"], y: Float[Array, "points"], points: int = FITTED) -> Law:
-    """The power law through the first `points` pairs that are positive and finite: least squares in logs."""
-    usable = np.flatnonzero((y > 0) & np.isfinite(y))[:points]
-    if len(usable) < 2:
-        return Law(np.nan, np.nan, len(usable))
-    exponent, constant = np.polyfit(np.log(x[usable]), np.log(y[usable]), 1)
-    return Law(float(exponent), float(np.exp(constant)), len(usable))
+    return Scaling(every, median, low, high, power_law(step_sizes, median, FITTED))
 
 
 def curve(result: Result) -> Curve:
