@@ -11,6 +11,7 @@ lane, for a look.
 
 from __future__ import annotations
 
+import threading
 import time
 
 BEGAN = time.perf_counter()
@@ -66,10 +67,12 @@ def run(configs: Sequence[Config], seconds: Counter[str]) -> list[Result]:
 
 def watch(seconds: Counter[str]) -> None:
     """Let the seconds of tracing and compiling, and of every compiled function, be counted."""
+    lock = threading.Lock()  # programs are called from several threads
 
     def compiled(event: str, duration: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            seconds["compiling"] += duration
+            with lock:
+                seconds["compiling"] += duration
 
     jax.monitoring.register_event_duration_secs_listener(compiled)
 
@@ -77,8 +80,9 @@ def watch(seconds: Counter[str]) -> None:
         def call(*arguments: Any) -> Any:
             start, before = time.perf_counter(), seconds["compiling"]
             result = jax.block_until_ready(function(*arguments))
-            seconds[f"in {name}"] += time.perf_counter() - start - (seconds["compiling"] - before)
-            seconds[f"calls of {name}"] += 1
+            with lock:
+                seconds[f"in {name}"] += time.perf_counter() - start - (seconds["compiling"] - before)
+                seconds[f"calls of {name}"] += 1
             return result
 
         return call

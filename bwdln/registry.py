@@ -116,7 +116,7 @@ class Registry:
             for option, value in options.items():
                 if option not in taken:
                     takes = nearest(option, taken) if taken else f"nothing: {name} has no options"
-                    raise InvalidOption(option, value, takes)
+                    raise InvalidOption(option, value.name if isinstance(value, Choice) else value, takes)
             for option, parameter in taken.items():
                 if parameter.default is parameter.empty and option not in options:
                     raise InvalidOption(option, "nothing", _described(hints[option]))

@@ -32,14 +32,13 @@ from bwdln.interruption import Interruption
 from bwdln.lanes import Lanes, Progress
 from bwdln.losses import LOSSES, Loss
 from bwdln.program import Lane, Static
+from bwdln.record_points import record_points
 from bwdln.registry import load_plugins
 from bwdln.targets import Target
 from bwdln.types import Array, Scalar, Weights, Widths
 
 #: How many real samples a result keeps, for the eye.
 REAL_SAMPLES = 64
-#: Decades that logarithmic records of a flow span, unless told otherwise.
-FLOW_DECADES = 4.0
 #: Largest imbalance of a balanced start, relative to the squared size of its layers.
 BALANCED = 1e-8
 
@@ -176,6 +175,8 @@ def prepare(config: Config) -> Problem:
     start_widths = _start_widths(config, widths, dynamics, depth)
     loss, loss_numbers = configuration.split(LOSSES.resolved(config.loss))
     motion, motion_numbers = configuration.split(DYNAMICS.resolved(config.dynamics))
+    _check_numbers("loss", loss_numbers, config.precision)
+    _check_numbers("dynamics", motion_numbers, config.precision)
     moved = (networks.bottleneck(widths), widths[-1]) if dynamics.end_to_end else widths
     functions = (LOSSES[loss.name], DYNAMICS[motion.name])
     return Problem(
@@ -221,6 +222,15 @@ def _check_scale(target: Target, precision: str) -> None:
     check(lowest <= largest <= highest, "target", f"a largest eigenvalue of {largest:.2g}", takes)
 
 
+def _check_numbers(group: str, numbers: dict[str, float], precision: str) -> None:
+    """Refuse numbers that the precision of the run rounds to 0 or to infinity."""
+    kind = np.finfo(precision)
+    for name, value in numbers.items():
+        held = np.isinf(value) or float(kind.tiny) <= abs(value) <= float(kind.max)
+        takes = f"0 or a number from {float(kind.tiny):.0e} to {float(kind.max):.0e} in {precision}"
+        check(held, f"{group}.{name}", value, takes)
+
+
 def set_up_process() -> None:
     """What a run needs of the whole process: float64 in JAX, and one thread in LAPACK.
 
@@ -240,42 +250,6 @@ def _limit_lapack() -> None:
 def _on_cpu() -> AbstractContextManager[object]:
     """What is not part of a compiled program is computed on the CPU, which has float64 everywhere."""
     return jax.default_device(jax.devices("cpu")[0])
-
-
-# --- records --------------------------------------------------------------------------------------
-
-
-def record_points(dynamics: Dynamics, record: configuration.Record) -> np.ndarray:
-    """Where on the clock of the dynamics the records are: 0, then `count` increasing points.
-
-    Raises `InvalidOption` for more records than steps.
-    """
-    if dynamics.clock == "step":
-        return record_steps(int(dynamics.end), record)
-    end, number = float(dynamics.end), np.arange(1, record.count + 1)
-    if record.spacing == "linear" or record.count == 1:
-        points = end * (number / record.count)
-    else:
-        decades = FLOW_DECADES if record.decades is None else record.decades
-        points = end * 10 ** (-decades * (record.count - number) / (record.count - 1))
-    return np.append(0.0, points)
-
-
-def record_steps(steps: int, record: configuration.Record) -> np.ndarray:
-    """The step counts of the records: 0, then `count` increasing ones up to `steps`.
-
-    Raises `InvalidOption` for more records than steps.
-    """
-    check(record.count <= steps, "record.count", record.count, f"an integer up to steps = {steps}")
-    number = np.arange(1, record.count + 1)
-    if record.spacing == "linear":
-        return np.append(0, np.rint(number * (steps / record.count)).astype(int))
-    first = 1 if record.decades is None else max(1.0, steps * 10**-record.decades)
-    spaced = np.geomspace(first, steps, record.count) if record.count > 1 else np.array([steps])
-    whole = np.rint(spaced).astype(int)
-    # Where rounding makes two the same, the later one moves on, but none beyond the end.
-    later = np.maximum.accumulate(whole - number) + number
-    return np.append(0, np.minimum(later, steps - record.count + number))
 
 
 # --- starts ---------------------------------------------------------------------------------------

@@ -107,7 +107,10 @@ def _unknown_option(name: str, value: str | None, given: Namespace, config_name:
     """An option that does not exist, with the names that do in place of its first wrong part."""
     options, groups = _composed(given, config_name)
     if name in groups and name not in options:
-        return InvalidOption(name, value, f"a plus sign in front, +{name}={value}")
+        group, _, part = name.rpartition("/")
+        chosen = options["hydra"]["runtime"]["choices"].get(group)
+        nothing = f"nothing with {group}={chosen}, which has no {part}"
+        return InvalidOption(name, value, nothing if chosen else f"a plus sign in front, +{name}={value}")
     if "/" in name:
         ours = [each for each in groups if each.startswith("hydra") == name.startswith("hydra")]
         return InvalidOption(name, value, nearest(name, ours))
@@ -124,7 +127,8 @@ def _unknown_option(name: str, value: str | None, given: Namespace, config_name:
 def _composed(given: Namespace, config_name: str) -> tuple[Any, list[str]]:
     """All options, nested, and all groups: with the choices that were made, if they compose."""
     choices = [each for each in given.overrides if "." not in each.partition("=")[0]]
-    for overrides in (choices, []):
+    whole = [each for each in choices if "/" not in each.partition("=")[0]]
+    for overrides in (choices, whole, []):
         with initialize_config_dir(str(CONFIGS), version_base="1.3"), suppress(Exception):
             config = compose(config_name, [*_search_path(given), *overrides], return_hydra_config=True)
             state = GlobalHydra.instance().hydra

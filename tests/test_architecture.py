@@ -26,7 +26,7 @@ LAYERS = (
     {"losses"},
     {"dynamics", "diagnostics", "theory"},
     {"results", "analysis", "comparison", "figures"},
-    {"program"},
+    {"program", "record_points"},
     {"lanes"},
     {"simulate"},
     {"sweep"},
@@ -45,7 +45,16 @@ ONLY = {
     "figures": {"analysis", "comparison", "fits", "results", "theory"},
 }
 #: Who may read the configuration.
-CONFIG_READERS = {"networks", *ONLY, "simulate", "sweep", "studies", "launcher", "experiments"}
+CONFIG_READERS = {
+    "networks",
+    *ONLY,
+    "record_points",
+    "simulate",
+    "sweep",
+    "studies",
+    "launcher",
+    "experiments",
+}
 #: Who may import what reads results.
 FIGURE_READERS = {"studies", "launcher", "experiments"}
 

@@ -187,6 +187,18 @@ REFUSALS = [
     ("target={dimenson:3}", "target.dimenson: got {dimenson:3}; takes .*did you mean target.dimension"),
     ("dynamics.optimizer=adm", "dynamics.optimizer: got adm; takes .*did you mean adam"),
     ("dynamics.optimizer=3", "dynamics.optimizer: got 3; takes a name"),
+    (
+        "dynamics=gradient_flow dynamics/optimizer=adam",
+        "dynamics/optimizer: got adam; takes nothing with dynamics=gradient_flow, which has no optimizer",
+    ),
+    (
+        "dynamics=gradient_flow +dynamics/optimizer=adam",
+        "dynamics.optimizer: got adam; takes one of absolute_tolerance",
+    ),
+    (
+        "precision=float32 dynamics=gradient_flow dynamics.end_time=1e-60",
+        r"dynamics.end_time: got 1e-60; takes 0 or a number from 1e-38 to 3e\+38 in float32",
+    ),
     ("experiment=digits", r"experiment: got digits; takes .*\+experiment=digits"),
     ("loss=null", "loss=null: .*must be a string"),
     ("seeds.a=3", "seeds.a: got 3; takes nothing: seeds has no options"),

@@ -21,6 +21,7 @@ from bwdln.dynamics.gradient_descent import OPTIMIZERS, SCHEDULES
 from bwdln.errors import InvalidOption
 from bwdln.initializations import STARTS
 from bwdln.losses import LOSSES
+from bwdln.record_points import record_steps
 from bwdln.targets import TARGETS
 
 
@@ -92,7 +93,7 @@ def test_a_loss_registered_anew_is_compiled_anew():
 @given(st.integers(1, 5000), st.data(), st.sampled_from(["linear", "logarithmic"]))
 def test_record_steps_increase_from_start_to_end(steps, data, spacing):
     count = data.draw(st.integers(1, min(steps, 300)))
-    chosen = simulate.record_steps(steps, Record(count, spacing))
+    chosen = record_steps(steps, Record(count, spacing))
     assert len(chosen) == count + 1
     assert chosen[0] == 0
     assert chosen[-1] == steps
@@ -100,7 +101,7 @@ def test_record_steps_increase_from_start_to_end(steps, data, spacing):
 
 
 def test_logarithmic_records_are_evenly_spaced_in_the_logarithm():
-    chosen = simulate.record_steps(10**6, Record(25, "logarithmic"))[1:]
+    chosen = record_steps(10**6, Record(25, "logarithmic"))[1:]
     ratios = chosen[8:-1] / chosen[7:-2]
     np.testing.assert_allclose(ratios, 10 ** (6 / 24), rtol=0.02)
 
