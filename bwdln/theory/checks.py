@@ -54,6 +54,8 @@ def check_index_set(
     check(rank is None or count <= rank, "index_set", f"{count} positions", f"at most the rank {rank}")
     if not known(index_set):
         return
+    fractions = [each for each in index_set if each != int(each)]
+    check(not fractions, "index_set", fractions, "integers")
     positions = [int(each) for each in index_set]
     last = len(eigenvalues) - 1
     for each in positions:
