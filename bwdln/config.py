@@ -18,6 +18,9 @@ from typing import Any, Literal, get_type_hints
 from bwdln.errors import check, nearest, within
 from bwdln.registry import Choice, convert
 
+#: As many critical points `Landscape` looks at, at most.
+MOST_POINTS = 20_000
+
 
 def static(default: Any = dataclasses.MISSING) -> Any:
     """A field whose change needs another program."""
@@ -52,13 +55,16 @@ class Record:
     """When the run is looked at: at the start and at `count` times after it; and what is kept.
 
     Logarithmic records begin at the first step, or the given number of decades before the end (4
-    for a flow). `end_to_end` keeps the generator at every record.
+    for a flow). `end_to_end` keeps the generator at every record, `sharpness` both ends of the Hessian's
+    spectrum; `certificates` says whether the run kept what theory promised from its start.
     """
 
     count: int = host(100)
     spacing: Literal["linear", "logarithmic"] = host("linear")
     decades: float | None = host(None)
     end_to_end: bool = static(False)
+    sharpness: bool = static(False)
+    certificates: bool = host(False)
 
 
 @dataclass(frozen=True)
@@ -90,19 +96,54 @@ class Config:
 
     def mapping(self) -> dict[str, Any]:
         """The configuration as plain nested mappings; `from_mapping` reads it back."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, Choice):
-                return value.mapping()
-            if dataclasses.is_dataclass(value):
-                return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return list(value) if isinstance(value, tuple) else value
-
-        return plain(self)
+        mapped: dict[str, Any] = plain(self)
+        return mapped
 
     def json(self) -> str:
         """The configuration as JSON, with sorted keys."""
         return json.dumps(self.mapping(), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A look at critical points: the closed forms of a loss, over many random targets.
+
+    The targets have the seeds `target.seed`, +1, …; `seed` draws the points and paths that are looked at
+    where there are more of them than `points` and `paths`. The same points under the loss `against`, too.
+    """
+
+    target: Choice = traced()
+    loss: Choice = static()
+    against: Literal["frobenius"] | None = static("frobenius")
+    rank: int | None = static(None)
+    depth: int | float = traced(3)
+    targets: int = traced(16)
+    seed: int = host(0)
+    points: int | None = host(100)
+    paths: int = host(12)
+    plugins: tuple[str, ...] = host(())
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
+        check(1 <= self.targets <= 10_000, "targets", self.targets, "an integer from 1 to 10000")
+        check(1 <= self.depth < float("inf"), "depth", self.depth, "a finite number from 1")
+        check(0 <= self.paths <= 1000, "paths", self.paths, "an integer from 0 to 1000")
+        takes = f"an integer from 1 to {MOST_POINTS}, or null"
+        check(self.points is None or 1 <= self.points <= MOST_POINTS, "points", self.points, takes)
+
+    def mapping(self) -> dict[str, Any]:
+        """The configuration as plain nested mappings; `from_mapping` reads it back."""
+        mapped: dict[str, Any] = plain(self)
+        return mapped
+
+
+def plain(value: Any) -> Any:
+    """A configuration, or a part of one, as what JSON can hold."""
+    if isinstance(value, Choice):
+        return value.mapping()
+    if dataclasses.is_dataclass(value):
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def from_mapping(mapping: Mapping[str, Any], kind: type = Config) -> Any:

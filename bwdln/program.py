@@ -16,6 +16,7 @@ from bwdln.dynamics.base import Dynamics, State
 from bwdln.losses import Loss, layer_gradients
 from bwdln.registry import Choice
 from bwdln.targets import Target
+from bwdln.theory.curvature import curvature
 from bwdln.types import Array, Scalar, Weights, Widths
 
 
@@ -30,6 +31,8 @@ class Static(NamedTuple):
     functions: tuple[Callable[..., Loss], Callable[..., Dynamics]]
     # Whether each record holds the generator.
     keep_end_to_end: bool
+    # Whether each record holds the ends of the Hessian's spectrum.
+    sharpness: bool
 
 
 class Lane(NamedTuple):
@@ -88,6 +91,9 @@ def program(static: Static) -> Program:
         values["gradient_norm"] = dynamics.gradient_norm(seen.weights)
         if static.keep_end_to_end:
             values["end_to_end"] = networks.end_to_end(networks.unpack(seen.weights))
+        if static.sharpness:
+            ends = curvature(loss, seen.weights, target)
+            values |= {"sharpness": ends.largest, "smallest_curvature": ends.smallest}
         if dynamics.end_to_end:
             del values["imbalance"]  # of the balanced layers: 0
         return integrate.settle(dynamics, state, seen, values["relative_gap"]), values

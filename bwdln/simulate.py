@@ -24,6 +24,7 @@ from jax import lax
 
 from bwdln import config as configuration
 from bwdln import data, initializations, networks, results, targets
+from bwdln.certification import certified, check_certifiable
 from bwdln.config import Config
 from bwdln.dynamics.base import DYNAMICS, Dynamics, Outcome
 from bwdln.errors import InvalidOption, check, within
@@ -173,15 +174,20 @@ def prepare(config: Config) -> Problem:
     with within("network"):
         widths, depth = _widths(target.dimension, config, dynamics)
     start_widths = _start_widths(config, widths, dynamics, depth)
+    takes = f"false with {config.dynamics.name}, which has no layers"
+    check(not (config.record.sharpness and dynamics.end_to_end), "record.sharpness", True, takes)
+    if config.record.certificates:
+        check_certifiable(config)
     loss, loss_numbers = configuration.split(LOSSES.resolved(config.loss))
     motion, motion_numbers = configuration.split(DYNAMICS.resolved(config.dynamics))
     _check_numbers("loss", loss_numbers, config.precision)
     _check_numbers("dynamics", motion_numbers, config.precision)
     moved = (networks.bottleneck(widths), widths[-1]) if dynamics.end_to_end else widths
     functions = (LOSSES[loss.name], DYNAMICS[motion.name])
+    kept = (config.record.end_to_end, config.record.sharpness)
     return Problem(
         config=config,
-        static=Static(moved, loss, motion, functions, config.record.end_to_end),
+        static=Static(moved, loss, motion, functions, *kept),
         lane=Lane(np.asarray(target.eigenvalues), depth, loss_numbers, motion_numbers),
         target=target,
         samples=samples,
@@ -336,6 +342,10 @@ def _dataset(
     if "end_to_end" in variables:
         dimensions, recorded = variables["end_to_end"]
         variables["end_to_end"] = (dimensions, _whole(problem, start, recorded))
+    rank = networks.bottleneck(problem.widths)
+    if config.record.certificates:
+        spectrum, depth = np.asarray(problem.target.eigenvalues), float(problem.lane.depth)
+        variables |= certified(config, spectrum, depth, rank, variables)
     generators = {
         "initial_end_to_end": np.asarray(start.end_to_end, config.precision),
         "final_end_to_end": _whole(problem, start, final["final_end_to_end"]),
@@ -347,7 +357,6 @@ def _dataset(
     variables["margin"] = ("seed", final["margin"])
     if not problem.dynamics.end_to_end:
         variables |= _final_layers(problem, final)
-    rank = networks.bottleneck(problem.widths)
     coordinates = {
         "seed": np.arange(config.seed, config.seed + config.seeds),
         "record": np.arange(len(records)),

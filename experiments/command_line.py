@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from bwdln.config import Config, from_mapping
+from bwdln.config import Config, Landscape, from_mapping
 from bwdln.errors import InvalidOption, check
 from bwdln.registry import Choice, load_plugins
 from experiments import explain
@@ -35,18 +35,27 @@ log = logging.getLogger(__name__)
 
 #: What Hydra writes into its subfolder of a run to describe it.
 DESCRIPTION = ("config.yaml", "hydra.yaml", "overrides.yaml")
+#: What a command leaves in its folder, or a study in the folders of its runs, that another must not replace.
+RESULTS = ("result.nc", "*/result.nc", "critical_points.csv")
 #: The exit status of an interrupted run: 128 + the number of the signal.
 INTERRUPTED = 130
+
+
+#: What a command is configured by.
+Job = TypeVar("Job", Config, Landscape)
 
 
 class Refused(Exception):
     """A job of a sweep was refused, and its line already said."""
 
 
-def application(function: Callable[[Config, Path], Any], config_name: str = "config") -> Callable[[], None]:
+def application(
+    function: Callable[[Job, Path], Any], config_name: str = "config", kind: type[Any] = Config
+) -> Callable[[], None]:
     """The command line around `function(config, folder)`, to be called without arguments.
 
-    `folder` is the folder of the run. What the function returns is what a sweeper optimizes.
+    `config` is of the given kind, composed from `config_name` in configs/; `folder` is the folder of the
+    run. What the function returns is what a sweeper optimizes.
     """
 
     def main() -> None:
@@ -54,7 +63,7 @@ def application(function: Callable[[Config, Path], Any], config_name: str = "con
 
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
-            return _run_job(function, config, full)
+            return _run_job(function, config, kind, full)
 
         try:
             explain.check_flags()
@@ -75,13 +84,13 @@ def application(function: Callable[[Config, Path], Any], config_name: str = "con
     return main
 
 
-def _run_job(function: Callable[[Config, Path], Any], config: DictConfig, full: bool) -> Any:
+def _run_job(function: Callable[[Job, Path], Any], config: DictConfig, kind: type[Job], full: bool) -> Any:
     """Run one job that Hydra has composed; an invalid option ends it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         option = "hydra.sweep.dir" if _is_sweep() else "hydra.run.dir"
         check(not _holds_result(folder), option, folder, "a folder without a result; this one has one")
-        return function(configuration(plain(config)), folder)
+        return function(configuration(plain(config), kind), folder)
     except InvalidOption as error:
         if full:
             raise
@@ -129,14 +138,14 @@ def plain(config: DictConfig) -> dict[str, Any]:
         raise explain.unresolved(error) from error
 
 
-def configuration(options: Mapping[str, Any]) -> Config:
-    """The `Config` of composed options; its plugins are imported.
+def configuration(options: Mapping[str, Any], kind: type[Any] = Config) -> Any:
+    """The `Config` (or other kind) of composed options; its plugins are imported.
 
     All losses have the option `tau` in configs/, so that a sweep over losses can sweep over it, too;
     0 is dropped for a loss whose function has no such option.
     Raises `InvalidOption`.
     """
-    config: Config = from_mapping(options)
+    config = from_mapping(options, kind)
     import jax  # late, so that --help is quick
 
     from bwdln.losses import LOSSES
@@ -159,8 +168,8 @@ def _is_sweep() -> bool:
 
 
 def _holds_result(folder: Path) -> bool:
-    """Whether a run wrote there, or a study, which has a folder for each of its runs."""
-    return any(any(folder.glob(name)) for name in ("result.nc", "*/result.nc"))
+    """Whether a command wrote there."""
+    return any(any(folder.glob(name)) for name in RESULTS)
 
 
 def _output_subdir() -> str | None:

@@ -90,7 +90,7 @@ def study(config: Config, folder: Path) -> tuple[float, bool]:
 
 def summarize(result: Result) -> float:
     """Print and log how far each seed came; returns the median of the relative gaps."""
-    from bwdln import analysis
+    from bwdln import analysis, comparison
     from experiments import display
 
     rows = analysis.summary(result)
@@ -103,6 +103,7 @@ def summarize(result: Result) -> float:
     if len(short) > SHORTFALLS:
         print(f"and {len(short) - SHORTFALLS} more: see the log")
         log.info("%s", "\n".join(short[SHORTFALLS:]))
+    report(comparison.run.verdict_sentences(result))
     return statistics.median(row.relative_gap for row in rows)
 
 

@@ -26,7 +26,7 @@ LAYERS = (
     {"losses"},
     {"dynamics", "diagnostics", "theory"},
     {"results", "analysis", "comparison", "figures"},
-    {"program", "record_points"},
+    {"certification", "program", "record_points"},
     {"lanes"},
     {"simulate"},
     {"sweep"},
@@ -48,6 +48,7 @@ ONLY = {
 CONFIG_READERS = {
     "networks",
     *ONLY,
+    "certification",
     "record_points",
     "simulate",
     "sweep",

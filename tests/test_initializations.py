@@ -164,6 +164,8 @@ def test_balanced_by_construction_says_what_the_layers_are(name: str) -> None:
             assert balanced_by_construction(Choice(name, (("balanced", value),))) is value
     elif name == "file":
         assert balanced_by_construction(Choice("file", (("path", "start.npy"),))) is None
+    elif name == "rotated":  # of every other start: tests/test_rotated.py
+        assert balanced_by_construction(Choice(name)) is False
     else:
         assert balanced_by_construction(Choice(name)) is True
         layers = start(name, (4, 3, 3, 5, 3))
@@ -373,10 +375,15 @@ def test_the_yaml_file_says_what_the_signature_says(name: str) -> None:
     }
     if name == "close_to_target":
         expected["tau"] = "${oc.select:loss.tau,0.0}"
+    if name == "rotated":
+        own, _ = options.pop("defaults")
+        expected = {option: each.name for option, each in expected.items()}
+        options |= {key.removeprefix("/initialization@"): value for key, value in own.items()}
     assert options == expected
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# ")
-    assert all("# " in line for line in lines if not line.startswith("name:"))
+    headings = ("name:", "defaults:", "  - _self_")
+    assert all("# " in line for line in lines if line and not line.startswith(headings))
 
 
 def test_every_yaml_file_has_a_start() -> None:

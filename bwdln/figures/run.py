@@ -1,4 +1,4 @@
-"""The figures of one run: gap, spectrum, alignment and samples."""
+"""The figures of one run: gap, spectrum, alignment, samples, and curvature and certificates if recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from bwdln import analysis
+from bwdln import analysis, comparison
 from bwdln.figures.parts import (
     BLUE,
     COLUMN,
@@ -35,6 +35,9 @@ from bwdln.figures.parts import (
     styled,
 )
 from bwdln.results import Result
+
+#: The quantiles that bands span, in words.
+BAND = f"{100 * analysis.LOW:.0f}–{100 * analysis.HIGH:.0f} %"
 
 
 @styled
@@ -60,7 +63,7 @@ def _gap_over_seeds(axes: Axes, band: analysis.Band) -> None:
         label = f"median of {seeds(band.lanes)}"
         axes.plot(band.axis, band.median, color=BLUE, linewidth=1.6, label=label, zorder=3)
         spread: Options = {"color": BLUE, "alpha": 0.2, "linewidth": 0}
-        label = f"{100 * analysis.LOW:.0f}–{100 * analysis.HIGH:.0f} % of them"
+        label = f"{BAND} of them"
         axes.fill_between(band.axis, band.low, band.high, label=label, **spread)
 
 
@@ -153,6 +156,48 @@ def _cosines(axes: Axes, final: np.ndarray) -> None:
 
 
 @styled
+def sharpness(result: Result) -> Figure | None:
+    """Both ends of the Hessian's spectrum on the way, if they were recorded."""
+    shown = comparison.run.sharpness(result)
+    if shown is None:
+        return None
+    figure = Figure(figsize=(COLUMN, 3.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for axes, band, color in ((above, shown.largest, BLUE), (below, shown.smallest, ORANGE)):
+        axes.plot(band.axis, band.median, color=color)
+        axes.fill_between(band.axis, band.low, band.high, color=color, alpha=0.2, linewidth=0)
+    log_axis(above, np.concatenate([shown.largest.low, shown.largest.high, [shown.limit or np.nan]]))
+    if shown.limit is not None:
+        above.axhline(shown.limit, color=GRAY, linestyle="--", linewidth=0.8, label=r"stable below $2/\eta$")
+        above.legend()
+    below.axhline(0, color=GRAY, linewidth=0.6)
+    say_over(above, f"median and {BAND}", shown.largest.lanes)
+    above.set_ylabel(r"sharpness $\lambda_\mathrm{max}$")
+    below.set_ylabel(r"$\lambda_\mathrm{min}$ of the Hessian")
+    progress_axis(below, result)
+    return figure
+
+
+@styled
+def certificates(result: Result) -> Figure | None:
+    """The loss of a seed below what theory promised of it, log axis; None where nothing was."""
+    shown = comparison.run.certified(result)
+    if shown is None:
+        return None
+    figure, axes = single(2.3)
+    axes.plot(shown.axis, positive(shown.loss), color="black", label="measured", zorder=3)
+    styles = ((BLUE, "--"), (ORANGE, "-."), (RED, ":"), (GRAY, "--"))
+    for (name, bound), (color, dashes) in zip(shown.bounds.items(), styles, strict=False):
+        axes.plot(shown.axis, positive(bound), color=color, linestyle=dashes, label=name.replace("_", " "))
+    log_axis(axes, np.concatenate([shown.loss, *shown.bounds.values()]), decades=16)
+    progress_axis(axes, result)
+    axes.set_ylabel("loss")
+    axes.set_title(f"seed {shown.seed}, and what certificates promise")
+    axes.legend()
+    return figure
+
+
+@styled
 def samples(result: Result) -> Figure | None:
     """Real samples beside those of the untrained and the trained generator.
 
@@ -220,6 +265,8 @@ FIGURES: dict[str, Callable[[Result], Figure | None]] = {
     "gap": gap,
     "spectrum": spectrum,
     "alignment": alignment,
+    "sharpness": sharpness,
+    "certificates": certificates,
     "samples": samples,
 }
 

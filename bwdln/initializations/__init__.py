@@ -24,6 +24,7 @@ from bwdln.initializations.independent import (
     xavier_normal,
     xavier_uniform,
 )
+from bwdln.initializations.rotated import rotated
 from bwdln.initializations.structured import identity, low_rank, orthogonal
 from bwdln.initializations.with_target import aligned, close_to_target
 
@@ -40,6 +41,7 @@ __all__ = [
     "low_rank",
     "normal",
     "orthogonal",
+    "rotated",
     "shortest",
     "small",
     "uniform",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
-from bwdln.errors import check
+from bwdln.errors import InvalidOption, check
 from bwdln.linalg import numerical_rank, significant
 from bwdln.networks import SCAN_FROM, bottleneck
 from bwdln.registry import Choice, Registry
@@ -35,17 +36,32 @@ def balanced_by_construction(choice: Choice) -> bool | None:
 
     True for a start that always is, and for one whose option `balanced` says so; False for one
     whose option `balanced` is false; None where only the weights can tell: for the user's arrays,
-    and for a user's start without such an option. At depth one every start is balanced.
+    and for a user's start without such an option. A rotated start is as balanced as the one it
+    rotates. At depth one every start is balanced.
 
     Raises `InvalidOption` for a name that is not registered.
     """
-    option = STARTS.options(choice.name).get("balanced")
+    options = STARTS.options(choice.name)
+    option = options.get("balanced")
     if choice.name in ALWAYS_BALANCED:
         return True
+    if choice.name == "rotated":
+        with renamed("start"):
+            return balanced_by_construction(dict(choice.options).get("start", options["start"].default))
     if option is None:
         return None
     value = dict(choice.options).get("balanced", option.default)
     return value if isinstance(value, bool) else None
+
+
+@contextmanager
+def renamed(option: str) -> Iterator[None]:
+    """Name what another start refuses by the option that chose it: `start.scale`."""
+    try:
+        yield
+    except InvalidOption as error:
+        name = option + error.option.removeprefix(STARTS.group)
+        raise InvalidOption(name, error.got, error.takes) from error
 
 
 def shortest(widths: Widths) -> Widths:
@@ -119,16 +135,21 @@ def layers_from(draw: Draw, key: PRNGKey, widths: Widths, on_product: bool) -> W
     """Every layer drawn with a key of its own, or the end-to-end matrix drawn and balanced."""
     if on_product:
         return nearest_balanced(draw(key, widths[-1], widths[0]), widths)
-    keys, shapes = jax.random.split(key, len(widths) - 1), layer_shapes(widths)
+    return drawn_each(draw, key, layer_shapes(widths))
+
+
+def drawn_each(draw: Draw, key: PRNGKey, shapes: Sequence[tuple[int, int]]) -> tuple[Array, ...]:
+    """A matrix of each shape, drawn with a key of its own."""
+    keys = jax.random.split(key, len(shapes))
     drawn: dict[tuple[int, int], Iterator[Array]] = {}
     for shape in dict.fromkeys(shapes):
         own = keys[np.array([each == shape for each in shapes])]
-        drawn[shape] = _drawn_layers(draw, own, *shape)
+        drawn[shape] = _drawn_alike(draw, own, *shape)
     return tuple(next(drawn[shape]) for shape in shapes)
 
 
-def _drawn_layers(draw: Draw, keys: Array, rows: int, columns: int) -> Iterator[Array]:
-    """A layer for each key; many of them in a compiled loop, or compile time would grow with depth."""
+def _drawn_alike(draw: Draw, keys: Array, rows: int, columns: int) -> Iterator[Array]:
+    """A matrix for each key; many of them in a compiled loop, or compile time would grow with depth."""
 
     def one(key: PRNGKey) -> Array:
         return draw(key, rows, columns)
