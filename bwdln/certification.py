@@ -49,7 +49,7 @@ def certified(
             float(losses[lane, 0]),
             depth=depth,
             tau=tau,
-            loss=config.loss.name,
+            loss="bures_wasserstein",
             rank=rank,
             imbalance=float(np.max(imbalances[lane, 0], initial=0) / sizes[lane]) if sizes[lane] else 0.0,
         )

@@ -22,6 +22,8 @@ from registries import REGISTRIES
 
 import bwdln
 from bwdln import results, simulate
+from bwdln.config import Landscape
+from bwdln.studies import landscape
 from experiments import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,6 +95,16 @@ def test_example_with_plugins_reaches_the_optimum_it_claims(tmp_path: Path) -> N
 
 
 # --- commands -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line", [line for block in blocks(README) for line in block.text.splitlines() if ".landscape" in line]
+)
+def test_landscape_command_is_valid(line: str) -> None:
+    given = shlex.split(line, comments=True)[3:]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        options = OmegaConf.to_container(compose("landscape", given), resolve=True, throw_on_missing=True)
+    landscape.prepare(command_line.configuration(options, Landscape))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arguments", [each for each in COMMANDS if "--config-dir" not in each], ids=" ".join)

@@ -603,6 +603,14 @@ def test_lanczos_encloses_every_kind_of_spectrum(dtype, iterations):
             assert ritz.largest_error <= 1000 * eps * scale
 
 
+@pytest.mark.parametrize("factor", [2.0, -3.0])
+def test_lanczos_goes_on_where_nothing_is_left_of_a_vector(factor):
+    """A multiple of the identity: every remainder is exactly 0, or rounding. No 0 enters the spectrum."""
+    ritz = lanczos_of(factor * jnp.eye(12), 40)
+    np.testing.assert_allclose((ritz.largest, ritz.smallest), (factor, factor), rtol=1e-14)
+    assert max(ritz.largest_error, ritz.smallest_error) < 1e-12
+
+
 def test_lanczos_repeats_itself_and_takes_a_key():
     rng = np.random.default_rng(17)
     matrix = jnp.diag(jnp.asarray(rng.normal(size=12)))

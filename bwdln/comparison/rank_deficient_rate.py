@@ -147,7 +147,9 @@ def ratio_of(run: Result) -> float:
     return round(float(eigenvalues[rank] / eigenvalues[rank - 1]), 12)
 
 
-def _against_gap(eigenvalues: Spectrum, rank: int, depths: Array, ratios: Array, loss: str) -> tuple[Line, ...]:
+def _against_gap(
+    eigenvalues: Spectrum, rank: int, depths: Array, ratios: Array, loss: str
+) -> tuple[Line, ...]:
     """A line for each depth, over the eigengaps between the smallest and the largest."""
     gaps = np.geomspace(1 - ratios.max(), 1 - ratios.min(), POINTS)
     spectra = np.array([with_ratio(eigenvalues, rank, 1 - gap) for gap in gaps])

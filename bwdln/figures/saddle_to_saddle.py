@@ -36,12 +36,12 @@ LOSSES = {"bures_wasserstein": "BW", "frobenius": "Frobenius"}
 #: How many modes are named in a legend.
 NAMED = 6
 #: Decades of a loss that are shown.
-DECADES = 4
+DECADES = 5
 
 
 @styled
 def modes(shown: Comparison) -> Figure:
-    """Strengths of the modes, of where they end, in one seed of each run; predicted times as triangles."""
+    """Strengths of the modes, of where they end, in one seed of each run; predicted times as diamonds."""
     figure = Figure(figsize=(COLUMN, 3.1), layout="constrained")
     panels = figure.subplots(2, 2, sharey=True, sharex="row", squeeze=False)
     for place, run in _placed(shown):

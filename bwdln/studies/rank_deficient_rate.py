@@ -160,7 +160,9 @@ def sentences(found: Comparison) -> list[str]:
         case = int(np.argmax(np.where(fitted, away, -1).max(axis=1)))
         of_these = f"{int(fitted.sum())} runs at {len(found.depth)} depths and ratios"
         at = f"depth {found.depth[case]:g}, λ_k+1/λ_k = {found.ratio[case]:g}"
-        said = [f"measured and predicted rates agree within {np.nanmax(away):.2%} in {of_these} (worst: {at})"]
+        said = [
+            f"measured and predicted rates agree within {np.nanmax(away):.2%} in {of_these} (worst: {at})"
+        ]
     far = int(np.sum(away[fitted] > AGREES))
     if far:
         why = "faster parts of the gap die out late where their rates are close to the smallest"

@@ -186,13 +186,18 @@ def sentences(found: Comparison) -> list[str]:
             exact = f"predicted times are met within {away:.2%}"
             agrees = exact if away <= AGREES else f"{exact}: try more records or smaller tolerances"
         else:
-            agrees = f"measured times are {ratio.min():.2f} to {ratio.max():.2f} of the estimates"
+            low, high = ratio.min(), ratio.max()
+            agrees = (
+                f"measured times are {np.median(ratio):.3g} of the estimates (from {low:.2g} to {high:.2g})"
+            )
         several = np.isfinite(run.measured).sum(axis=1) > 1
         order = f"modes learnt in the order of the eigenvalues in {int(run.in_order.sum())} of {len(run.seed)} seeds"
         said.append(f"{run.name}: {agrees}; {order}" + _spread(run, several))
         missing = int(np.sum(np.isnan(run.measured[:, run.optimal > 0])))
         if missing:
-            said.append(f"{run.name}: {missing} modes were not learnt by the end: try a larger dynamics.end_time")
+            said.append(
+                f"{run.name}: {missing} modes were not learnt by the end: try a larger dynamics.end_time"
+            )
     return said
 
 
