@@ -18,11 +18,12 @@ from bwdln.errors import check
 from bwdln.fits import exponential_rate
 from bwdln.results import Result
 from bwdln.theory import hessians
+from bwdln.theory.checks import LossName
 from bwdln.types import Array, Spectrum
 
-#: The window of the relative gap a rate is fitted in. Late, so that faster parts of the gap have died out: one
-#: whose rate is larger by a fifth has lost a factor of e^6 against the slowest. Not so late that the error of an
-#: integration to 1e-12 could be seen: it enters the gap by its square, that of the gap itself by rounding later.
+#: The window of the relative gap a rate is fitted in. Late, so that faster parts of the gap are gone: one
+#: whose rate is larger by a half has lost a factor of e^15 against the slowest. Not so late that the error
+#: of an integration to 1e-12 could be seen: it enters the gap by its square.
 ABOVE, BELOW = 1e-18, 1e-13
 
 #: How many points the curves of theory have.
@@ -54,7 +55,7 @@ class Comparison(NamedTuple):
     line for each depth, `against_depth` for each ratio.
     """
 
-    loss: str
+    loss: LossName
     level: float
     depth: Float[Array, "cases"]
     ratio: Float[Array, "cases"]
@@ -82,7 +83,7 @@ def compare(runs: Sequence[Result]) -> Comparison:
     check(len(runs) > 0, "runs", "nothing", "at least one run")
     ordered = sorted(runs, key=lambda run: (depth_of(run), ratio_of(run)))
     spectra = [run.dataset["target_eigenvalues"].values for run in ordered]
-    loss, rank = ordered[0].config.loss.name, ordered[0].dataset.sizes["mode"]
+    loss, rank = _loss(ordered[0]), ordered[0].dataset.sizes["mode"]
     depths = np.array([depth_of(run) for run in ordered])
     ratios = np.array([ratio_of(run) for run in ordered])
     predicted = predictions(np.array(spectra), depths, rank, loss)
@@ -105,14 +106,14 @@ def compare(runs: Sequence[Result]) -> Comparison:
 
 
 def with_ratio(eigenvalues: Spectrum, rank: int, ratio: float) -> np.ndarray:
-    """The spectrum with all that follows λ_rank multiplied by one number, so that λ_{rank+1} = ratio · λ_rank."""
+    """The spectrum with all behind λ_k, k the rank, multiplied by one number: λ_{k+1} = ratio · λ_k."""
     values = np.array(eigenvalues, dtype=np.float64)
     values[rank:] *= ratio * values[rank - 1] / values[rank]
     return values
 
 
 def predictions(
-    eigenvalues: Float[Array, "cases n"], depths: Float[Array, "cases"], rank: int, loss: str
+    eigenvalues: Float[Array, "cases n"], depths: Float[Array, "cases"], rank: int, loss: LossName
 ) -> Float[Array, "cases"]:
     """The predicted rate of each case, per flow time."""
 
@@ -136,6 +137,10 @@ def curve(run: Result, rate: float) -> Curve:
     return Curve(depth_of(run), ratio_of(run), rate * time, gap)
 
 
+def _loss(run: Result) -> LossName:
+    return "frobenius" if run.config.loss.name == "frobenius" else "bures_wasserstein"
+
+
 def depth_of(run: Result) -> float:
     """The depth N of a run."""
     return float(run.dataset.attrs["depth"])
@@ -148,7 +153,7 @@ def ratio_of(run: Result) -> float:
 
 
 def _against_gap(
-    eigenvalues: Spectrum, rank: int, depths: Array, ratios: Array, loss: str
+    eigenvalues: Spectrum, rank: int, depths: Array, ratios: Array, loss: LossName
 ) -> tuple[Line, ...]:
     """A line for each depth, over the eigengaps between the smallest and the largest."""
     gaps = np.geomspace(1 - ratios.max(), 1 - ratios.min(), POINTS)
@@ -161,7 +166,7 @@ def _against_gap(
 
 
 def _against_depth(
-    eigenvalues: Spectrum, rank: int, depths: Array, ratios: Array, loss: str
+    eigenvalues: Spectrum, rank: int, depths: Array, ratios: Array, loss: LossName
 ) -> tuple[Line, ...]:
     """A line for each ratio, over all real depths between the smallest and the largest."""
     along = np.geomspace(depths.min(), depths.max(), POINTS)

@@ -18,6 +18,7 @@ from bwdln.errors import check
 from bwdln.fits import crossing_time
 from bwdln.results import Result
 from bwdln.theory import critical_points, exact_solutions
+from bwdln.theory.checks import LossName
 from bwdln.types import Array
 
 
@@ -32,7 +33,7 @@ class Learning(NamedTuple):
     reaches the fraction of its end; inf and NaN where it does not.
     """
 
-    loss: str
+    loss: LossName
     aligned: bool
     seed: Int[Array, "seeds"]
     outcome: Shaped[Array, "seeds"]
@@ -59,7 +60,7 @@ class Learning(NamedTuple):
 
     @property
     def in_order(self) -> Shaped[Array, "seeds"]:
-        """Whether a seed learned at least two modes, and all that it learned in the order of the eigenvalues."""
+        """Whether a seed learned several modes, and these in the order of the eigenvalues."""
         learned = [times[np.isfinite(times)] for times in self.measured]
         return np.array([len(times) > 1 and bool(np.all(np.diff(times) >= 0)) for times in learned])
 
@@ -86,7 +87,7 @@ def compare(runs: Sequence[Result], fraction: float) -> Comparison:
 
 def learning(run: Result, fraction: float) -> Learning:
     """What one run learned, and when."""
-    dataset, loss, tau = run.dataset, run.config.loss.name, tau_of(run)
+    dataset, loss, tau = run.dataset, loss_of(run), tau_of(run)
     eigenvalues, rank = dataset["target_eigenvalues"].values, dataset.sizes["mode"]
     optimal = dataset["optimal_singular_values"].values
     along = strengths(run)
@@ -108,6 +109,11 @@ def learning(run: Result, fraction: float) -> Learning:
         predicted=predictions(start, eigenvalues, float(dataset.attrs["depth"]), tau, loss, fraction),
         measured=np.array([measured(*lane, optimal, fraction) for lane in zip(times, along, strict=True)]),
     )
+
+
+def loss_of(run: Result) -> LossName:
+    """The loss of a run, one of the two the study compares."""
+    return "frobenius" if run.config.loss.name == "frobenius" else "bures_wasserstein"
 
 
 def tau_of(run: Result) -> float:
@@ -138,13 +144,13 @@ def predictions(
     eigenvalues: Float[Array, "n"],
     depth: float,
     tau: float,
-    loss: str,
+    loss: LossName,
     fraction: float,
 ) -> Float[Array, "seeds k"]:
     """The flow times at which modes that evolve on their own reach the fraction of where they end."""
     modes = np.broadcast_to(eigenvalues[: start.shape[1]], start.shape)
-    numbers = {"depth": depth, "tau": tau, "loss": loss, "fraction": fraction}
-    return np.asarray(exact_solutions.learning_time(start, modes, **numbers))
+    times = exact_solutions.learning_time(start, modes, depth=depth, tau=tau, loss=loss, fraction=fraction)
+    return np.asarray(times)
 
 
 def measured(
@@ -161,7 +167,7 @@ def measured(
     return np.array(found)
 
 
-def plateaus(eigenvalues: Float[Array, "n"], rank: int, tau: float, loss: str) -> Float[Array, "stages"]:
+def plateaus(eigenvalues: Float[Array, "n"], rank: int, tau: float, loss: LossName) -> Float[Array, "stages"]:
     """The loss with no mode, the first, the first two, …, of those that are learnt at this rank."""
     level = tau if loss == "bures_wasserstein" else 0.0
     most = min(rank, int(np.sum(eigenvalues > level)))

@@ -24,7 +24,7 @@ NAMED = 12
 #: So few have a band around them; more would hide each other.
 BANDED = 3
 #: Decades that an axis of both signs shows around 0, at most.
-DECADES = 4
+DECADES = 8
 
 NAMES = {"bures_wasserstein": "Bures-Wasserstein", "frobenius": "Frobenius"}
 STYLES: dict[str, Options] = {
@@ -113,11 +113,14 @@ def _signed_axis(axes: Axes, means: Sequence[np.ndarray]) -> None:
     axes.set_yscale("symlog", linthresh=first, linscale=0.4)
     every = np.concatenate(means)
     every = every[np.isfinite(every)]
-    reach = 10 ** np.ceil(np.log10(top * 1.2))
-    axes.set_ylim(-reach if (every < 0).any() else -first, reach if (every > 0).any() else first)
-    # Two on each side, none beside 0.
-    decades = np.round(np.log10([(first * reach) ** 0.5 if reach > 1e3 * first else reach, reach]))
-    axes.yaxis.set_major_locator(FixedLocator(np.unique([*-(10.0**decades), 0, *10.0**decades]).tolist()))
+    ticks = [0.0]
+    for sign in (-1, 1):
+        side = np.max(sign * every, initial=0)
+        reach = 10 ** np.ceil(np.log10(side * 1.2)) if side > first else first
+        inner = (first * reach) ** 0.5 if reach > 1e3 * first else reach
+        ticks += [] if reach == first else [sign * reach, sign * 10 ** np.round(np.log10(inner))]
+        axes.set_ylim(**{"top" if sign > 0 else "bottom": sign * reach})
+    axes.yaxis.set_major_locator(FixedLocator(sorted(set(ticks))))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.axhline(0, color=GRAY, linewidth=0.5, zorder=0)
 

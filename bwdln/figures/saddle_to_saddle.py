@@ -30,9 +30,10 @@ from bwdln.figures.parts import (
     single,
     styled,
 )
+from bwdln.theory.checks import LossName
 
 #: How the losses are called where there is little room.
-LOSSES = {"bures_wasserstein": "BW", "frobenius": "Frobenius"}
+LOSSES: dict[LossName, str] = {"bures_wasserstein": "BW", "frobenius": "Frobenius"}
 #: How many modes are named in a legend.
 NAMED = 6
 #: Decades of a loss that are shown.

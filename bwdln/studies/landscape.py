@@ -124,6 +124,9 @@ def _work(problem: Problem, folder: Path, look: Callable[[], None]) -> Iterator[
         )
         for kind in problem.kinds
     ]
+    # Losses are compared over the same targets at each point.
+    missing = np.isnan(surveys[0].value)
+    surveys = [Survey(*(np.where(missing, np.nan, field) for field in each)) for each in surveys]
     # From the lowest loss to the highest.
     order = np.argsort(over_targets(surveys[0].value).mean, kind="stable").tolist()
     shown = [
@@ -280,7 +283,7 @@ def said_of_points(problem: Problem) -> list[str]:
     equal = int(landscape.repeated(problem.eigenvalues, tau).sum())
     if equal:
         said.append(
-            f"{equal} of {len(modes)} targets have repeated eigenvalues: their critical points lie on families, "
+            f"{equal} of {len(modes)} targets have repeated eigenvalues: their points lie on families, "
             "one for each basis of an eigenspace; sets that differ by equal eigenvalues are listed apart"
         )
     if len(modes) > 1 and np.all(problem.eigenvalues == problem.eigenvalues[0]):

@@ -19,6 +19,7 @@ from bwdln.config import Config
 from bwdln.errors import check
 from bwdln.registry import Choice
 from bwdln.studies.base import STUDIES, Findings, OnProgress, cut_short, prepared, run_all, write_table
+from bwdln.theory.checks import LossName
 
 COLUMNS = ("depth", "1 − λ_k+1/λ_k", "predicted rate", "measured", "measured / predicted", "seeds")
 
@@ -49,9 +50,9 @@ def rank_deficient_rate(
     runs that finished, and what the ones in progress have recorded. The score is the largest relative
     deviation of a measured rate from the predicted one.
 
-    Raises `InvalidOption`, before anything compiles, for ratios and depths out of range, a dynamics other than
-    an end-to-end flow, a perturbed loss, a rank that is not below the target's, float32 (the gap has to fall
-    to 1e-18), and for whatever a run refuses.
+    Raises `InvalidOption`, before anything compiles, for ratios and depths out of range, a dynamics that is
+    no end-to-end flow, a perturbed loss, a rank that is not below the target's, float32 (the gap has to
+    fall to 1e-18), and for whatever a run refuses.
     """
     jobs = plan(config, ratios, depths)
     runs = run_all(prepared(jobs, folder), results.writable(folder), on_progress)
@@ -92,11 +93,12 @@ def plan(config: Config, ratios: Sequence[float], depths: Sequence[float]) -> di
     behind = int(np.sum(spectrum > 0)) - 1
     takes = f"a rank from 1 to {behind}, below that of the target"
     check(rank <= behind, "network", f"a rank of {rank}", takes)
+    name: LossName = "frobenius" if config.loss.name == "frobenius" else "bures_wasserstein"
     jobs = {}
     for depth in depths:
         for ratio in ratios:
             values = comparison.with_ratio(spectrum, rank, ratio)
-            (rate,) = comparison.predictions(values[None], np.array([depth]), rank, config.loss.name)
+            (rate,) = comparison.predictions(values[None], np.array([depth]), rank, name)
             jobs[f"depth_{depth:.12g}_ratio_{ratio:.12g}"] = _job(config, depth, values, float(rate))
     return jobs
 
@@ -134,7 +136,7 @@ def _job(config: Config, depth: float, spectrum: np.ndarray | None = None, rate:
 
 def table(found: Comparison) -> list[tuple[str, ...]]:
     """A row for each case, as `COLUMNS` names them: medians over the seeds."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for case, measured in enumerate(found.measured):
         fitted = measured[np.isfinite(measured)]
         middle = float(np.median(fitted)) if fitted.size else np.nan
@@ -160,9 +162,8 @@ def sentences(found: Comparison) -> list[str]:
         case = int(np.argmax(np.where(fitted, away, -1).max(axis=1)))
         of_these = f"{int(fitted.sum())} runs at {len(found.depth)} depths and ratios"
         at = f"depth {found.depth[case]:g}, λ_k+1/λ_k = {found.ratio[case]:g}"
-        said = [
-            f"measured and predicted rates agree within {np.nanmax(away):.2%} in {of_these} (worst: {at})"
-        ]
+        agree = f"measured and predicted rates agree within {np.nanmax(away):.2%}"
+        said = [f"{agree} in {of_these} (worst: {at})"]
     far = int(np.sum(away[fitted] > AGREES))
     if far:
         why = "faster parts of the gap die out late where their rates are close to the smallest"

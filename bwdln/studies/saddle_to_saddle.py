@@ -1,7 +1,7 @@
 """From saddle to saddle: when a flow from a small start learns each mode of the target, by loss and start.
 
-Bures-Wasserstein against Frobenius, from aligned starts, where the times are known exactly, and from unaligned
-ones, where the same formula estimates them (docs/theory.md §5, §8).
+Bures-Wasserstein against Frobenius, from aligned starts, where the times are known exactly, and from
+unaligned ones, where the same formula estimates them (docs/theory.md §5, §8).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bwdln.errors import check
 from bwdln.registry import Choice
 from bwdln.simulate import Problem
 from bwdln.studies.base import STUDIES, Findings, OnProgress, cut_short, prepared, run_all, write_table
+from bwdln.theory.checks import LossName
 
 COLUMNS = ("loss", "start", "mode", "λ", "predicted time", "measured time", "measured / predicted", "seeds")
 
@@ -37,19 +38,19 @@ def saddle_to_saddle(
 ) -> Findings:
     """The flow of two losses from two starts: `config` as it is, and with Frobenius; aligned, and `small`.
 
-    `config.initialization` is `aligned`; the unaligned start is `small` and balanced, of the same scale. A mode
-    is learnt when ‖ω_iᵀ W‖, the singular value of an aligned mode, reaches `fraction` of where it ends.
-    `dynamics.end_time` counts in units of the time at which the last mode is predicted to be learnt, for each
-    run its own, and so does the range of logarithmic records (`record.decades` null).
+    `config.initialization` is `aligned`; the unaligned start is `small` and balanced, of the same scale. A
+    mode is learnt when ‖ω_iᵀ W‖, the singular value of an aligned mode, reaches `fraction` of where it
+    ends. `dynamics.end_time` counts in units of the time at which the last mode is predicted to be learnt,
+    for each run its own, and so does the range of logarithmic records (`record.decades` null).
 
     Writes the results of the runs into folders of their own (`bures_wasserstein_aligned`, …), a table
-    `saddle_to_saddle.csv` with one row for each run, seed and mode, and the figures. Ctrl-C keeps the runs that
-    finished, and what the one in progress has recorded. The score is the largest relative deviation of a
-    measured time from the exact prediction, over the aligned runs.
+    `saddle_to_saddle.csv` with one row for each run, seed and mode, and the figures. Ctrl-C keeps the runs
+    that finished, and what the one in progress has recorded. The score is the largest relative deviation of
+    a measured time from the exact prediction, over the aligned runs.
 
-    Raises `InvalidOption`, before anything compiles, for another loss or start, a fraction not between 0 and 1,
-    a start too large or a τ too large to learn anything, a dynamics that is no flow, and for whatever a run
-    refuses.
+    Raises `InvalidOption`, before anything compiles, for another loss or start, a fraction not between 0
+    and 1, a start too large or a τ too large to learn anything, a dynamics that is no flow, and for
+    whatever a run refuses.
     """
     jobs = plan(config, fraction)
     runs = run_all(prepared(jobs, folder), results.writable(folder), on_progress)
@@ -132,10 +133,11 @@ def _free_strengths(problem: Problem) -> np.ndarray:
 
 def _waits(problem: Problem, free: np.ndarray, fraction: float) -> np.ndarray:
     """The predicted times that are to be waited for, of all seeds and modes: positive and finite."""
-    loss, depth = problem.config.loss, float(problem.lane.depth)
+    loss = problem.config.loss
+    name: LossName = "frobenius" if loss.name == "frobenius" else "bures_wasserstein"
     tau = float(dict(loss.options).get("tau", 0.0))
-    spectrum = np.asarray(problem.target.eigenvalues)
-    times = comparison.predictions(free, spectrum, depth, tau, loss.name, fraction)
+    spectrum, depth = np.asarray(problem.target.eigenvalues), float(problem.lane.depth)
+    times = comparison.predictions(free, spectrum, depth, tau, name, fraction)
     return times[np.isfinite(times) & (times > 0)]
 
 
@@ -183,33 +185,26 @@ def sentences(found: Comparison) -> list[str]:
             continue
         if run.aligned:
             away = np.abs(ratio - 1).max()
-            exact = f"predicted times are met within {away:.2%}"
-            agrees = exact if away <= AGREES else f"{exact}: try more records or smaller tolerances"
+            agrees = f"predicted times are met within {away:.2%}"
+            agrees += "" if away <= AGREES else ": try more records or smaller tolerances"
         else:
-            low, high = ratio.min(), ratio.max()
-            agrees = (
-                f"measured times are {np.median(ratio):.3g} of the estimates (from {low:.2g} to {high:.2g})"
-            )
-        several = np.isfinite(run.measured).sum(axis=1) > 1
-        order = f"modes learnt in the order of the eigenvalues in {int(run.in_order.sum())} of {len(run.seed)} seeds"
-        said.append(f"{run.name}: {agrees}; {order}" + _spread(run, several))
+            middle = f"measured times are {np.median(ratio):.3g} of the estimates"
+            agrees = f"{middle} (from {ratio.min():.2g} to {ratio.max():.2g})"
+        ordered = f"{int(run.in_order.sum())} of {len(run.seed)} seeds"
+        order = f"modes learnt in the order of the eigenvalues in {ordered}"
+        said.append(f"{run.name}: {agrees}; {order}{_spread(run)}")
         missing = int(np.sum(np.isnan(run.measured[:, run.optimal > 0])))
         if missing:
-            said.append(
-                f"{run.name}: {missing} modes were not learnt by the end: try a larger dynamics.end_time"
-            )
+            advice = "try a larger dynamics.end_time"
+            said.append(f"{run.name}: {missing} modes were not learnt by the end: {advice}")
     return said
 
 
-def _spread(run: Learning, several: np.ndarray) -> str:
+def _spread(run: Learning) -> str:
     """How much later the last mode is than the first, of the seeds that learned several."""
-    if not several.any():
-        return ""
-    firsts, lasts = np.nanmin(run.measured[several], axis=1), np.nanmax(run.measured[several], axis=1)
-    usable = firsts > 0
-    if not usable.any():
-        return ""
-    return f", the last {np.median(lasts[usable] / firsts[usable]):.3g} times as late as the first"
+    learned = [times[np.isfinite(times)] for times in run.measured]
+    spread = [times.max() / times.min() for times in learned if len(times) > 1 and times.min() > 0]
+    return f", the last {np.median(spread):.3g} times as late as the first" if spread else ""
 
 
 def worst(found: Comparison) -> float:
