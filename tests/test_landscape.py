@@ -254,6 +254,16 @@ def test_curvature_blows_up_and_second_differences_agree():
         )
 
 
+@pytest.mark.parametrize(("rank", "index_set", "modes"), [(1, (), (0, 1, 3)), (4, (0, 1, 2), (3,))])
+def test_curvature_blows_up_at_every_rank(rank, index_set, modes):
+    found = measured.blow_up(SPECTRA, rank, taus=5)
+    assert (found.index_set, found.modes) == (index_set, modes)
+    for closed, mode in zip(found.closed, modes, strict=True):
+        expected = 2 * (1 - np.sqrt(SPECTRA[:, mode, None] / found.tau))
+        np.testing.assert_allclose(closed, expected, rtol=1e-9, atol=1e-9)
+    assert found.deviation < 1e-9
+
+
 @pytest.mark.parametrize(
     ("loss", "tau", "widths"), [(BW, 0.0, (2, 3, 4)), (BW, 0.2, (2, 4)), (FROBENIUS, 0.0, (2, 4))]
 )

@@ -129,7 +129,7 @@ def test_nothing_is_replaced(conducted):
 
 SPACED = "takes whole fractions of dynamics.end_time / record.count = 0.1"
 REFUSALS = [
-    ({"study": {"name": "other"}}, "study: got other; takes one of descent_to_flow"),
+    ({"study": {"name": "other"}}, "study: got other; takes one of certificate_tightness, descent_to_flow"),
     ({"study": {"name": "descent_to_flow"}}, "study.step_sizes: got nothing; takes a list"),
     ({"study": {**OPTIONS["study"], "more": 1}}, "study.more: got 1; takes one of step_sizes"),
     *(
