@@ -6,17 +6,23 @@ named instead of being averaged in.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+import xarray
+from jaxtyping import Bool, Float, Int, Shaped
 
-from bwdln.errors import check
+from bwdln.errors import check, nearest
 from bwdln.results import Result
 from bwdln.types import Array
 
 #: What a run is recorded by: steps taken, or flow time.
 Clock: TypeAlias = Literal["step", "time"]
+
+#: What is recorded of all configurations of a sweep, along `config` (`collection`).
+Dataset: TypeAlias = xarray.Dataset
 
 #: The quantiles over the seeds that a band spans.
 LOW, HIGH = 0.1, 0.9
@@ -416,3 +422,296 @@ def _ellipse(generator: Float[Array, "2 m"]) -> Float[Array, "128 2"]:
     root = np.zeros((2, 2))
     root[:, : len(singular)] = left * singular
     return np.stack([np.cos(angle), np.sin(angle)], axis=1) @ root.T
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+#: What the configurations of a sweep can be compared by: what every record holds one number of.
+OBJECTIVES = (
+    "relative_gap",
+    "gap",
+    "loss",
+    "gradient_norm",
+    "covariance_distance",
+    "optimum_distance_bures_wasserstein",
+    "optimum_distance_frobenius",
+    "rank",
+    "effective_rank",
+    "sharpness",
+    "smallest_curvature",
+    "time",
+    "step",
+    "rejected",
+    "evaluations",
+)
+
+
+def check_objective(name: str) -> None:
+    """Raise `InvalidOption` unless `name` is one of `OBJECTIVES`."""
+    check(name in OBJECTIVES, "objective", name, nearest(name, OBJECTIVES))
+
+
+def objective(result: Result, name: str) -> float:
+    """The final value of a variable in `OBJECTIVES`, the median over the seeds.
+
+    A seed that diverged counts as infinite, whatever it had come to: else a step size with which most of
+    the seeds diverge would look as good as the luckiest of them.
+
+    Raises `InvalidOption` for another name, and for what the result has no records of.
+    """
+    check_objective(name)
+    takes = "what is recorded; this result has no such record (sharpness: set record.sharpness=true)"
+    check(name in result.dataset, "objective", name, takes)
+    final = _final(result.dataset[name].values[:, -1], diverged(result))
+    return float(_quantiles_of_present(final[np.newaxis], [0.5])[0, 0])
+
+
+def _final(values: Float[Array, "..."], lost: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """Final values, infinite where a lane is lost or has none."""
+    return np.where(lost | ~np.isfinite(values), np.inf, values)
+
+
+def _quantiles_of_present(values: Float[Array, "configs seeds ..."], levels: Sequence[float]) -> Array:
+    """Quantiles over the seeds, (levels, configs, …), but for those that are NaN; infinities are numbers."""
+    ordered = np.sort(values, axis=1)  # NaN last
+    count = np.sum(~np.isnan(values), axis=1, keepdims=True)
+    quantiles = []
+    for level in levels:
+        position = level * np.maximum(count - 1, 0)
+        below, above = (
+            np.take_along_axis(ordered, end(position).astype(int), 1) for end in (np.floor, np.ceil)
+        )
+        with np.errstate(invalid="ignore"):  # where both are infinite
+            between = below + (above - below) * (position - np.floor(position))
+        quantiles.append(np.where(below == above, below, between)[:, 0])
+    return np.stack(quantiles)
+
+
+class SweepRow(NamedTuple):
+    """One configuration of a sweep: the swept options of its job, and what came of it.
+
+    `objective` is as the function of this name has it, NaN where the job has no result: `failed` is its
+    message then, and nothing but its number is known.
+    """
+
+    job: int
+    options: dict[str, Any]
+    objective: float
+    outcomes: str
+    best: bool
+    failed: str | None
+
+
+def sweep_rows(dataset: Dataset, failed: Mapping[int, str], objective: str) -> list[SweepRow]:
+    """A row for every job of a sweep, the best one first, the failed ones last.
+
+    Raises `InvalidOption` for an objective that is not in `OBJECTIVES`, or recorded by no job.
+    """
+    finals = sweep_finals(dataset, objective)
+    options = {name: values.tolist() for name, values in swept_options(dataset).items()}
+    outcomes = dataset["outcome"].transpose("config", "seed").values
+    rows = [
+        SweepRow(
+            job=int(finals.job[index]),
+            options={name: values[index] for name, values in options.items()},
+            objective=float(finals.median[index]),
+            outcomes=_counted(outcomes[index]),
+            best=bool(index == finals.best),
+            failed=None,
+        )
+        for index in np.argsort(finals.median, kind="stable")
+    ]
+    return rows + [
+        SweepRow(job, {}, np.nan, "failed", best=False, failed=message)
+        for job, message in sorted(failed.items())
+    ]
+
+
+def _counted(outcomes: Sequence[str]) -> str:
+    """How many seeds ended how, the most frequent first: `14 converged, 2 diverged`."""
+    counts = Counter(str(each).replace("_", " ") for each in outcomes if each)
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+
+
+def swept_options(dataset: Dataset) -> dict[str, Shaped[Array, "configs"]]:
+    """The values of every swept option: numbers, or texts."""
+    swept = [each for each in dataset.coords.values() if "option" in each.attrs]
+    return {each.attrs["option"]: each.values for each in swept}
+
+
+class SweepFinals(NamedTuple):
+    """The final objective of every configuration, median and quantiles over its seeds (`objective`).
+
+    `best` is the index of the smallest median, None where none is finite. Values below `floor` are rounding.
+    `seeds` is the largest number of seeds of a job.
+    """
+
+    job: Int[Array, "configs"]
+    median: Float[Array, "configs"]
+    low: Float[Array, "configs"]
+    high: Float[Array, "configs"]
+    best: int | None
+    floor: float
+    seeds: int
+
+
+def sweep_finals(dataset: Dataset, objective: str) -> SweepFinals:
+    """What every configuration of a sweep came to.
+
+    Raises `InvalidOption` for an objective that is not in `OBJECTIVES`, or recorded by no job.
+    """
+    check_objective(objective)
+    check(objective in dataset, "objective", objective, "what the jobs of the sweep record")
+    values = dataset[objective].transpose("config", "seed", "record").values
+    last = dataset["records"].values[:, np.newaxis, np.newaxis] - 1
+    final = _final(np.take_along_axis(values, last, axis=2)[..., 0], sweep_diverged(dataset))
+    final[~_present(dataset)] = np.nan
+    low, median, high = _quantiles_of_present(final, [LOW, 0.5, HIGH])
+    best = int(np.argmin(median)) if np.isfinite(median).any() else None
+    floor = _floor(final) if objective == "relative_gap" else -np.inf
+    seeds = int(_present(dataset).sum(axis=1).max())
+    return SweepFinals(dataset["job"].values, median, low, high, best, floor, seeds)
+
+
+def sweep_diverged(dataset: Dataset) -> Bool[Array, "configs seeds"]:
+    """Which lanes diverged: by their outcome, or because a loss is not finite."""
+    marked = dataset["outcome"].transpose("config", "seed").values == "diverged"
+    losses = np.isfinite(dataset["loss"].transpose("config", "seed", "record").values)
+    behind = np.arange(losses.shape[2]) >= dataset["records"].values[:, np.newaxis, np.newaxis]
+    return np.asarray((marked | ~(losses | behind).all(axis=2)) & _present(dataset))
+
+
+def _present(dataset: Dataset) -> Bool[Array, "configs seeds"]:
+    """Which lanes there are; the others are padding."""
+    return np.asarray(dataset["outcome"].transpose("config", "seed").values != "")
+
+
+class SweepCurves(NamedTuple):
+    """The relative gap on the way: by configuration, the median over the seeds that did not diverge.
+
+    `axis` (configs, R+1), the step or the flow time of the lane that ran longest: steps where all jobs are
+    recorded by them. `median` (configs, R+1), NaN where there is no record, or no seed; values below `floor`
+    are rounding and set to it. `logarithmic`: records, or the ends of runs, lie over decades of the axis.
+    """
+
+    axis: Float[Array, "configs records"]
+    median: Float[Array, "configs records"]
+    clock: Clock
+    logarithmic: bool
+    floor: float
+    seeds: int
+
+
+def sweep_curves(dataset: Dataset) -> SweepCurves:
+    """How the gap closes in every configuration of a sweep."""
+    clock: Clock = "step" if (dataset["clock"].values == "step").all() else "time"
+    along, gap = (
+        dataset[name].transpose("config", "seed", "record").values for name in (clock, "relative_gap")
+    )
+    there = np.arange(gap.shape[2]) < dataset["records"].values[:, np.newaxis]
+    axis = np.where(
+        there, np.max(np.where(_present(dataset)[..., np.newaxis], along, -np.inf), axis=1), np.nan
+    )
+    lost = sweep_diverged(dataset)[..., np.newaxis]
+    median = _quantiles_of_present(np.where(lost, np.nan, gap), [0.5])[0]
+    ends = np.nanmax(axis, axis=1)
+    ends = ends[ends > 0]
+    decades = np.ptp(np.log10(ends)) > 1.5 if ends.size else False
+    spaced = any(_is_logarithmic(each[~np.isnan(each)]) for each in axis)
+    seeds = int(_present(dataset).sum(axis=1).max())
+    floor = _floor(gap)
+    return SweepCurves(axis, np.maximum(median, floor), clock, bool(decades or spaced), floor, seeds)
+
+
+def _is_logarithmic(along: Float[Array, "records"]) -> bool:
+    """Whether the first record comes far before where equal distances would have it."""
+    return len(along) > 3 and 0 < 4 * (along[1] - along[0]) < (along[-1] - along[0]) / (len(along) - 1)
+
+
+def _floor(gaps: Float[Array, "..."]) -> float:
+    """`gap_floor` in the precision of these."""
+    return float(np.finfo(gaps.dtype).eps) ** 2
+
+
+class Swept(NamedTuple):
+    """A swept option: its different values, and which of them each configuration has.
+
+    Numbers ascend; texts are in the order of the jobs. `influence` is the share of the variance of the
+    ranks of the final objectives that it explains. `others`: options that move with it one to one.
+    """
+
+    option: str
+    values: Shaped[Array, "values"]
+    index: Int[Array, "configs"]
+    numeric: bool
+    influence: float
+    others: tuple[str, ...]
+
+
+def swept(dataset: Dataset, objective: str) -> list[Swept]:
+    """The options that take several values; of those that move together only the first."""
+    median = sweep_finals(dataset, objective).median
+    ranks = np.searchsorted(np.sort(median), median).astype(float)
+    found: list[Swept] = []
+    for option, column in swept_options(dataset).items():
+        values, first, index = np.unique(column, return_index=True, return_inverse=True)
+        numeric = column.dtype.kind in "if"
+        if not numeric:
+            order = np.argsort(first)
+            values, index = values[order], np.argsort(order)[index]
+        one = Swept(option, values, index, numeric, _explained(ranks, index), ())
+        leader = next((at for at, each in enumerate(found) if _move_together(each, one)), None)
+        if leader is not None:
+            found[leader] = found[leader]._replace(others=(*found[leader].others, option))
+        elif len(values) > 1:
+            found.append(one)
+    return found
+
+
+def _move_together(one: Swept, other: Swept) -> bool:
+    """Whether options move one to one; numbers also in order, or those drawn at random would, too."""
+    count = len(one.values)
+    pairs = np.unique(np.stack([one.index, other.index]), axis=1)
+    alike = pairs.shape[1] == count == len(other.values)
+    if not (alike and one.numeric and other.numeric):
+        return alike
+    return bool(
+        np.array_equal(pairs[1], np.arange(count)) or np.array_equal(pairs[1], np.arange(count)[::-1])
+    )
+
+
+def _explained(ranks: Float[Array, "configs"], index: Int[Array, "configs"]) -> float:
+    """The share of the variance between the values of an option, in at most √configs groups of neighbors.
+
+    Adjusted for the number of groups: 0 is expected of an option without influence.
+    """
+    values, configs = int(index.max()) + 1, len(ranks)
+    count = min(values, max(2, int(np.sqrt(configs))))
+    group = index * count // values
+    within = ranks - (np.bincount(group, ranks) / np.maximum(np.bincount(group), 1))[group]
+    total = float(np.sum((ranks - ranks.mean()) ** 2))
+    if total == 0 or configs <= count:
+        return 0.0
+    return 1 - float(np.sum(within**2)) / total * (configs - 1) / (configs - count)
+
+
+def sweep_table(
+    finals: SweepFinals, across: Swept, down: Swept | None = None
+) -> Float[Array, "quantiles down across"]:
+    """The final objective by the values of one or two options: low quantile, median and high quantile.
+
+    With one configuration for a pair of values they are those of its seeds, with several those of their
+    medians. NaN where there is none; what is below the floor is set to it.
+    """
+    rows = 1 if down is None else len(down.values)
+    place = across.index if down is None else down.index * len(across.values) + across.index
+    order, counts = np.argsort(place, kind="stable"), np.bincount(place, minlength=rows * len(across.values))
+    if counts.max() <= 1:
+        table = np.full((3, len(counts)), np.nan)
+        table[:, place] = finals.low, finals.median, finals.high
+    else:
+        gathered = np.full((len(counts), counts.max()), np.nan)
+        position = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+        gathered[place[order], position] = finals.median[order]
+        table = _quantiles_of_present(gathered, [LOW, 0.5, HIGH])
+    return np.maximum(table, finals.floor).reshape(3, rows, len(across.values))

@@ -10,6 +10,7 @@ and choices within a choice, such as an optimizer with its numbers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -137,6 +138,59 @@ class Landscape:
         return mapped
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """How a sweep is run. Nothing here changes a result.
+
+    `lanes_per_batch`: how many runs go together, or as many as fit; `devices`: how many devices, or all;
+    `checkpoint_seconds`: how often a batch in progress is saved. `zip` is for the sweeper: options that
+    move together instead of being multiplied.
+    """
+
+    dry_run: bool = host(False)
+    fresh: bool = host(False)
+    zip: tuple[Any, ...] = host(())
+    lanes_per_batch: int | None = host(None)
+    devices: int | None = host(None)
+    checkpoint_seconds: float = host(30.0)
+
+    def __post_init__(self) -> None:
+        for name in ("lanes_per_batch", "devices"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, value, "an integer from 1, or null")
+        seconds = self.checkpoint_seconds
+        check(seconds >= 0, "checkpoint_seconds", seconds, "a number of seconds from 0")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command makes of a result: its figures, and the number that a sweeper optimizes."""
+
+    figures: Literal["auto", "always", "never"] = host("auto")
+    objective: str = host("relative_gap")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `experiments.train` takes: a configuration, what to make of its result, how to run a sweep of it."""
+
+    config: Config
+    output: Output
+    sweep: Sweep
+
+    @staticmethod
+    def of(options: Mapping[str, Any]) -> Training:
+        """From the options of all three side by side, those of `sweep` in a mapping of its own."""
+        output = {each.name for each in dataclasses.fields(Output)}
+        with within("sweep"):
+            sweep = from_mapping(options.get("sweep", {}), Sweep)
+        return Training(
+            from_mapping({k: v for k, v in options.items() if k not in output | {"sweep"}}),
+            from_mapping({k: v for k, v in options.items() if k in output}, Output),
+            sweep,
+        )
+
+
 def plain(value: Any) -> Any:
     """A configuration, or a part of one, as what JSON can hold."""
     if isinstance(value, Choice):
@@ -146,12 +200,15 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+_hints = functools.cache(get_type_hints)
+
+
 def from_mapping(mapping: Mapping[str, Any], kind: type = Config) -> Any:
     """A `Config` (or one of its parts) from nested mappings, such as a composed YAML file.
 
     Raises `InvalidOption` for an unknown or missing option and for a value of the wrong type.
     """
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     fields = {each.name: each for each in dataclasses.fields(kind)}
     for name, value in mapping.items():
         check(name in fields, str(name), value, nearest(str(name), fields))

@@ -7,9 +7,11 @@ packs the lanes that still run into fewer batches.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -20,15 +22,15 @@ from jaxtyping import Float
 
 from bwdln.dynamics import integrate
 from bwdln.dynamics.base import Outcome, State
-from bwdln.program import Lane, Static, program
+from bwdln.program import Lane, Program, Static, placed, program
 from bwdln.types import Array, Weights
 
-#: On a CPU a program advances one lane, and as many programs as there are cores run side by side.
-#: More lanes in a program are no faster there (benchmarks/descent.py), lanes with steps of their own
-#: would wait for each other, and above all a decomposition of several matrices waits for threads
-#: that may be waiting for another one, for ever.
-LANES_PER_BATCH_ON_CPU = 1
-#: On an accelerator all lanes go together; when this fraction of them is left, they move to a
+#: On a CPU a program goes through its lanes one after the other, and as many programs as there are cores run
+#: side by side. More lanes in a program save what a call costs; each core should have so many batches at least,
+#: to even out the lanes that take longer, and a batch so many lanes at most.
+BATCHES_PER_CORE = 4
+LANES_PER_BATCH_ON_CPU = 64
+#: On an accelerator, and over several devices, all lanes go together; when this fraction of them is left, they move to a
 #: program for so many.
 FEWER = 4
 #: Seconds between two looks at progress and at Ctrl-C, about.
@@ -69,12 +71,24 @@ class Lanes:
     """All lanes of one static part: run them, then finish them.
 
     `lane` and `weights` hold every lane along the first axis of each leaf; weights are in the
-    eigenbasis of the target. `clock` is that of the dynamics.
+    eigenbasis of the target. `clock` is that of the dynamics. Over several `devices` (None: all local
+    ones) the lanes of a batch are cut. `records` grows by one each time all lanes have been looked at.
     """
 
-    def __init__(self, static: Static, lane: Lane, weights: Weights, precision: str, clock: str) -> None:
+    def __init__(
+        self,
+        static: Static,
+        lane: Lane,
+        weights: Weights,
+        precision: str,
+        clock: str,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
         self.count = len(lane.eigenvalues)
-        self.program = program(static)
+        present = tuple(jax.local_devices() if devices is None else devices)
+        self.devices = present[: self.count]  # no device without a lane
+        self.program: Program = program(static, self.devices)
+        self.records: list[dict[str, np.ndarray]] = []
         self._clock, self._precision = clock, precision
         self._lane = jax.tree.map(lambda leaf: np.asarray(leaf, precision), lane)
         self._latest: dict[str, np.ndarray] = {}
@@ -83,9 +97,9 @@ class Lanes:
         self.batches: list[Batch] = []
         layers = jax.tree.map(lambda leaf: np.asarray(leaf, precision), weights)
         for members in _cut(np.arange(self.count), self._batch_size(self.count)):
-            lanes = _placed(self._lane, members)
-            state, known = self.program.init(lanes, _placed(layers, members))
-            self.batches.append(_batch(members, lanes, state))
+            lanes = self._placed(self._lane, members)
+            state, known = self.program.init(lanes, self._placed(layers, members))
+            self.batches.append(self._batch(members, lanes, state))
             self._scatter(self.batches[-1], known, self._final)
 
     def run(
@@ -93,33 +107,74 @@ class Lanes:
         points: Float[Array, "lanes records"],
         on_progress: Callable[[Progress], None] | None,
         check: Callable[[], None],
-    ) -> tuple[bool, list[dict[str, np.ndarray]]]:
+        *,
+        on_record: Callable[[], None] = lambda: None,
+        look: bool = True,
+    ) -> bool:
         """Advance all lanes from record to record, at the `points` of each lane on the clock.
 
-        Returns whether it was interrupted, and the records, with the lanes along the first axis.
-        `check` is called now and then and interrupts by raising `KeyboardInterrupt`.
+        It goes on behind the records that are there, calls `on_record` after each new one, and returns
+        whether it was interrupted. `check` is called now and then and interrupts by raising
+        `KeyboardInterrupt`: then the lanes are looked at where they are, as the last record, unless
+        `look` is false, which leaves them such that they can go on (`snapshot`).
         """
         points = points.astype(np.int32 if self._clock == "step" else self._precision)
         told = _Told(on_progress, self._clock, points[:, -1])
-        records: list[dict[str, np.ndarray]] = []
         try:
-            for until in points.T:
+            for until in points.T[len(self.records) :]:
 
                 def pause(until: np.ndarray = until) -> None:
                     check()
                     told.sometimes(self, until)
 
                 self.advance(until, pause)
-                records.append({name: values.copy() for name, values in self._latest.items()})
+                self.records.append({name: values.copy() for name, values in self._latest.items()})
                 told.now(self, until)
                 self._pack()
+                on_record()
         except KeyboardInterrupt:
-            # The weights may be ahead of the last record, and a result must describe its weights.
-            self._attempts = 0
-            self.advance(points[:, -1])
-            records.append(self._latest)
-            return True, records
-        return False, records
+            if look:
+                # The weights may be ahead of the last record, and a result must describe its weights.
+                self._attempts = 0
+                self.advance(points[:, -1])
+                self.records.append(self._latest)
+            return True
+        return False
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """All that `restore` needs to go on from here, by name: states, records, what is known of the end."""
+        leaves = jax.tree.leaves(_concatenated([batch.state for batch in self.batches]))
+        arrays = {f"state_{index}": leaf for index, leaf in enumerate(leaves)}
+        arrays["members"] = np.stack([batch.members for batch in self.batches])
+        arrays |= {f"latest_{name}": values for name, values in self._latest.items()}
+        arrays |= {f"final_{name}": values for name, values in self._final.items()}
+        for name in self.records[0] if self.records else ():
+            arrays[f"record_{name}"] = np.stack([record[name] for record in self.records])
+        return arrays
+
+    def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
+        """Go on where a snapshot of the same lanes was made, maybe by another process."""
+
+        def named(prefix: str) -> dict[str, np.ndarray]:
+            return {
+                name.removeprefix(prefix): np.array(snapshot[name])
+                for name in snapshot
+                if name.startswith(prefix)
+            }
+
+        states = jax.tree.unflatten(
+            jax.tree.structure(self.batches[0].state),
+            [snapshot[f"state_{index}"] for index in range(len(named("state_")))],
+        )
+        self._latest, self._final = named("latest_"), named("final_")
+        stacked = named("record_")
+        count = len(next(iter(stacked.values()))) if stacked else 0
+        self.records = [{name: values[at] for name, values in stacked.items()} for at in range(count)]
+        members = np.asarray(snapshot["members"])
+        # Other devices than those of the snapshot may need other batches.
+        size = -(-members.shape[1] // len(self.devices)) * len(self.devices)
+        flat = members.reshape(-1)
+        self.batches = self._cut_batches(states, flat, np.arange(flat.size), size)
 
     def advance(self, until: np.ndarray, pause: Callable[[], None] = lambda: None) -> None:
         """Bring every running lane to its `until` on the clock, (lanes,), and look at it there.
@@ -131,7 +186,7 @@ class Lanes:
         running = [batch for batch in self.batches if batch.running().any()]
         if running and not self._latest:  # alone: it compiles, and makes the arrays all write to
             self._bring(running.pop(0), until, pause)
-        with ThreadPoolExecutor(_workers()) as executor:
+        with ThreadPoolExecutor(_workers(self.devices)) as executor:
             waiting = {executor.submit(self._bring, batch, until) for batch in running}
             try:
                 while waiting:
@@ -153,7 +208,7 @@ class Lanes:
             # Threads share the number: it decides how long a block is, and nothing else.
             began, attempts = time.perf_counter(), np.int32(self._attempts)
             batch.state, more, seen = self.program.advance(batch.lanes, batch.state, stops, attempts)
-            unfinished = bool(more)
+            unfinished = bool(np.any(more))
             seconds = time.perf_counter() - began
             if not unfinished:
                 self._scatter(batch, seen, self._latest)
@@ -198,11 +253,31 @@ class Lanes:
         members = np.concatenate([batch.members for batch in self.batches])
         kept = np.flatnonzero(np.concatenate([batch.running() for batch in self.batches]))
         kept = kept[np.argsort(-states.evaluations[kept], kind="stable")]
-        self.batches = [
-            _batch(np.where(each >= 0, members[each], -1), _placed(self._lane, members[each]), state)
+        self.batches = self._cut_batches(states, members, kept, size)
+
+    def _cut_batches(self, states: State, members: np.ndarray, kept: np.ndarray, size: int) -> list[Batch]:
+        """Batches of `size` lanes of the `kept` places of states on the host, whose lanes are `members`."""
+        return [
+            self._batch(
+                np.where(each >= 0, members[each], -1),
+                self._placed(self._lane, members[each]),
+                self._placed(states, each),
+            )
             for each in _cut(kept, size)
-            for state in (_placed(states, each),)
         ]
+
+    def _batch(self, members: np.ndarray, lanes: Lane, state: State) -> Batch:
+        """A batch; its padding has ended before it began."""
+        outcome = np.where(members >= 0, np.asarray(state.outcome), np.int32(Outcome.REACHED_END))
+        return Batch(members, lanes, state._replace(outcome=placed(outcome, self.devices)))
+
+    def _placed(self, every: Tree, chosen: np.ndarray) -> Tree:
+        """The chosen lanes of a tree that holds every lane, on the devices."""
+        axes = integrate.lane_axes(every)
+        tree: Tree = placed(
+            jax.tree.map(lambda leaf, axis: np.take(leaf, chosen, axis), every, axes), self.devices
+        )
+        return tree
 
     def _scatter(self, batch: Batch, values: dict[str, Array], into: dict[str, np.ndarray]) -> None:
         """Write the members' values into arrays of every lane, made where they are missing."""
@@ -215,18 +290,67 @@ class Lanes:
 
     def _batch_size(self, running: int) -> int:
         """Lanes in a batch when so many still run: few different sizes, or one."""
-        if jax.default_backend() == "cpu":
-            return -(-self.count // -(-self.count // LANES_PER_BATCH_ON_CPU))
+        devices = len(self.devices)
+        if jax.default_backend() == "cpu" and devices == 1:
+            return batch_size_on_cpu(self.count)
         size = self.count
         while size > 1 and running <= -(-size // FEWER):
             size = -(-size // FEWER)
-        return size
+        return -(-size // devices) * devices
 
 
-def _workers() -> int:
-    """Batches to run side by side: as many as cores on a CPU, one on an accelerator."""
-    if jax.default_backend() != "cpu":
-        return 1
+def batch_size_on_cpu(count: int) -> int:
+    """Lanes in a batch on a CPU of so many in all: a power of two, so that few programs are compiled."""
+    size = 1
+    while size < LANES_PER_BATCH_ON_CPU and 2 * size * BATCHES_PER_CORE * _cores() <= count:
+        size *= 2
+    return size
+
+
+def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> tuple[int, int]:
+    """The bytes of one lane on its device, and of so many records and its end on the host; nothing compiles.
+
+    `lane` holds the traced numbers of one lane. What XLA needs meanwhile is not counted.
+    """
+
+    def shaped(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *shape), precision)
+
+    functions = program(static)
+    lanes = jax.tree.map(lambda leaf: shaped(np.shape(leaf)), lane)
+    weights = tuple(shaped(pair[::-1]) for pair in itertools.pairwise(static.widths))
+    state, known = jax.eval_shape(functions.init, lanes, weights)
+    attempts = jax.ShapeDtypeStruct((), np.int32)
+    _, _, seen = jax.eval_shape(functions.advance, lanes, state, shaped(()), attempts)
+    final = jax.eval_shape(functions.finish, state)
+    return _bytes((lanes, weights, state)), records * _bytes(seen) + _bytes((known, final))
+
+
+def memory_limit(devices: Sequence[jax.Device] | None) -> int:
+    """The bytes that devices have together; of CPU devices, or for None, the memory free on the host."""
+    if devices is not None and devices[0].platform != "cpu":
+        stats = [device.memory_stats() or {} for device in devices]
+        if all("bytes_limit" in each for each in stats):
+            return sum(int(each["bytes_limit"]) for each in stats)
+    try:
+        with open("/proc/meminfo") as lines:
+            free = next(line for line in lines if line.startswith("MemAvailable"))
+        return 1024 * int(free.split()[1])
+    except (OSError, StopIteration):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _bytes(tree: object) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _workers(devices: Sequence[jax.Device]) -> int:
+    """Batches to run side by side: as many as cores on one CPU device, else one, over all devices."""
+    return _cores() if jax.default_backend() == "cpu" and len(devices) == 1 else 1
+
+
+def _cores() -> int:
+    """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -236,13 +360,6 @@ def _cut(lanes: np.ndarray, size: int) -> np.ndarray:
     return padded.reshape(-1, size)
 
 
-def _placed(every: Tree, chosen: np.ndarray) -> Tree:
-    """The chosen lanes of a tree that holds every lane, on the device."""
-    axes = integrate.lane_axes(every)
-    device = jax.devices()[0]
-    return jax.tree.map(lambda leaf, axis: jax.device_put(np.take(leaf, chosen, axis), device), every, axes)
-
-
 def _concatenated(states: Sequence[State]) -> State:
     """The states of several batches as one, on the host."""
 
@@ -250,12 +367,6 @@ def _concatenated(states: Sequence[State]) -> State:
         return np.concatenate([np.asarray(leaf) for leaf in leaves], 1 if leaves[0].ndim == 4 else 0)
 
     return jax.tree.map(joined, *states)
-
-
-def _batch(members: np.ndarray, lanes: Lane, state: State) -> Batch:
-    """A batch; its padding has ended before it began."""
-    outcome = np.where(members >= 0, np.asarray(state.outcome), np.int32(Outcome.REACHED_END))
-    return Batch(members, lanes, state._replace(outcome=jax.device_put(outcome, jax.devices()[0])))
 
 
 class _Told:

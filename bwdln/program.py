@@ -1,4 +1,9 @@
-"""What is compiled: the program of a static part, over a batch of lanes of traced numbers."""
+"""What is compiled: the program of a static part, over a batch of lanes of traced numbers.
+
+On an accelerator the lanes of a batch are vmapped. On a CPU a program goes through them one after the
+other: a decomposition of several matrices waits there for threads that may be waiting for another one,
+for ever. Over several devices a batch is cut along its lanes, and each device goes on for itself.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as Spec
 
 from bwdln import diagnostics, networks
 from bwdln.dynamics import integrate
@@ -51,7 +59,7 @@ class Program(NamedTuple):
     `advance(lanes, states, until, attempts)` makes so many attempts at a step, or as many as bring
     every running lane to its `until`. Then, or where no attempt was asked for, it looks at the lanes
     as they were at `until`, and ends those that are done. It returns the states, whether that is
-    still to come, and what it saw.
+    still to come on each device, (devices,), and what it saw: to be used when it is to come on none.
     """
 
     init: Callable[[Lane, Weights], tuple[State, dict[str, Array]]]
@@ -65,9 +73,40 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(function, compiler_options=options)
 
 
+#: The axis of the devices that the lanes of a batch are cut along.
+LANES = "lanes"
+
+
+def program(static: Static, devices: tuple[jax.Device, ...] | None = None) -> Program:
+    """The program of a static part; compiled once per shape and precision, however many runs.
+
+    Over several devices the number of lanes must be a multiple of theirs.
+    """
+    return _program(static, devices or tuple(jax.local_devices()[:1]), jax.default_backend() == "cpu")
+
+
+def placed(every: Any, devices: tuple[jax.Device, ...]) -> Any:
+    """A batch on its devices, cut along the lanes; `every` is a tree as `integrate.lane_axes` takes it."""
+
+    def sharding(leaf: Array) -> Any:
+        spec = _spec(integrate.lane_axes(leaf))
+        return NamedSharding(_mesh(devices), spec) if len(devices) > 1 else devices[0]
+
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding(leaf)), every)
+
+
+def _mesh(devices: tuple[jax.Device, ...]) -> Mesh:
+    return Mesh(np.array(devices), (LANES,))
+
+
+def _spec(axis: int) -> Spec:
+    """How an array with its lanes along an axis is cut."""
+    return Spec(*[None] * axis, LANES)
+
+
 @functools.lru_cache(maxsize=32)
-def program(static: Static) -> Program:
-    """The program of a static part; compiled once per shape and precision, however many runs."""
+def _program(static: Static, devices: tuple[jax.Device, ...], one_by_one: bool) -> Program:
+    """See `program`."""
 
     def init(lane: Lane, weights: Weights) -> tuple[State, dict[str, Array]]:
         target, loss, dynamics = _parts(static, lane)
@@ -104,38 +143,80 @@ def program(static: Static) -> Program:
         final = {"final_cosines": diagnostics.cosines(state.weights), "outcome": state.outcome}
         return values | final | {"final_end_to_end": networks.end_to_end(layers)}
 
-    def see_all(lanes: Lane, states: State, until: Array) -> tuple[State, dict[str, Array]]:
-        axes = integrate.lane_axes(states)
-        return jax.vmap(record, in_axes=(0, axes, 0), out_axes=(axes, 0))(lanes, states, until)
+    def each_lane(function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of one lane for a batch with all lanes along the first axis."""
+        if not one_by_one:
+            return jax.vmap(function)
+        return lambda *batch: lax.map(lambda lane: function(*lane), batch)
 
-    def init_all(lanes: Lane, weights: Weights) -> tuple[State, dict[str, Array]]:
-        states, known = jax.vmap(init)(lanes, weights)
-        return integrate.lanes_placed(states), known
+    def go_all(lanes: Lane, states: State, until: Array, attempts: Array) -> State:
+        """Attempts at steps: of each lane for itself, or of all of them at a time."""
+        if one_by_one:
+
+            def go(lane: Lane, state: State, until: Array) -> State:
+                return integrate.advance(
+                    lambda state: step(lane, state, until),
+                    lambda state: active(lane, state, until),
+                    state,
+                    attempts,
+                )
+
+            first = integrate.lanes_first(states)
+            return integrate.lanes_placed(each_lane(go)(lanes, first, until))
+        axes = integrate.lane_axes(states)
+        batched_step = jax.vmap(step, in_axes=(0, axes, 0), out_axes=axes)
+        return integrate.advance(
+            lambda states: batched_step(lanes, states, until),
+            lambda states: active_all(lanes, states, until),
+            states,
+            attempts,
+        )
+
+    def active_all(lanes: Lane, states: State, until: Array) -> Array:
+        return jax.vmap(active, in_axes=(0, integrate.lane_axes(states), 0))(lanes, states, until)
+
+    def see_all(lanes: Lane, states: State, until: Array) -> tuple[State, dict[str, Array]]:
+        states, seen = each_lane(record)(lanes, integrate.lanes_first(states), until)
+        return integrate.lanes_placed(states), seen
 
     def advance_all(
         lanes: Lane, states: State, until: Array, attempts: Array
     ) -> tuple[State, Array, dict[str, Array]]:
-        axes = integrate.lane_axes(states)
-        batched_step = jax.vmap(step, in_axes=(0, axes, 0), out_axes=axes)
-        batched_active = jax.vmap(active, in_axes=(0, axes, 0))
-
-        def any_active(states: State) -> Array:
-            return jnp.any(batched_active(lanes, states, until))
-
-        def go(states: State) -> State:
-            return batched_step(lanes, states, until)
-
-        states = integrate.advance(go, any_active, states, attempts)
-        unfinished = any_active(states) & (attempts > 0)
+        states = go_all(lanes, states, until, attempts)
+        unfinished = jnp.any(active_all(lanes, states, until)) & (attempts > 0)
         shapes = jax.eval_shape(see_all, lanes, states, until)[1]
         blank = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
         states, seen = lax.cond(unfinished, lambda: (states, blank), lambda: see_all(lanes, states, until))
-        return states, unfinished, seen
+        return states, unfinished[jnp.newaxis], seen
+
+    def init_all(lanes: Lane, weights: Weights) -> tuple[State, dict[str, Array]]:
+        states, known = on_devices(each_lane(init), lanes, weights)
+        return integrate.lanes_placed(states), known
+
+    def advance_devices(
+        lanes: Lane, states: State, until: Array, attempts: Array
+    ) -> tuple[State, Array, dict[str, Array]]:
+        if len(devices) == 1:
+            return advance_all(lanes, states, until, attempts)
+        cut = jax.tree.map(_spec, integrate.lane_axes(states))
+        specs = (_spec(0), cut, _spec(0), Spec()), (cut, _spec(0), _spec(0))
+        result: tuple[State, Array, dict[str, Array]] = jax.shard_map(
+            advance_all, mesh=_mesh(devices), in_specs=specs[0], out_specs=specs[1], check_vma=False
+        )(lanes, states, until, attempts)
+        return result
 
     def finish_all(states: State) -> dict[str, Array]:
-        return jax.vmap(finish, in_axes=(integrate.lane_axes(states),))(states)
+        values: dict[str, Array] = on_devices(each_lane(finish), integrate.lanes_first(states))
+        return values
 
-    return Program(compiled(init_all), compiled(advance_all), compiled(finish_all))
+    def on_devices(function: Callable[..., Any], *batch: Any) -> Any:
+        """A function of a batch with all lanes along the first axis, each device with its own lanes."""
+        if len(devices) == 1:
+            return function(*batch)
+        specs = {"in_specs": (_spec(0),) * len(batch), "out_specs": _spec(0)}
+        return jax.shard_map(function, mesh=_mesh(devices), check_vma=False, **specs)(*batch)
+
+    return Program(compiled(init_all), compiled(advance_devices), compiled(finish_all))
 
 
 def _parts(static: Static, lane: Lane) -> tuple[Target, Loss, Dynamics]:

@@ -227,6 +227,44 @@ def save(result: Result, folder: str | Path) -> Path:
         temporary.unlink(missing_ok=True)
 
 
+def write(result: Result, path: str | Path) -> None:
+    """Write a result to that path, in place of what is there, at once or not at all.
+
+    Raises `InvalidOption` if it cannot be written; what was there stays then.
+    """
+    write_dataset(result.dataset, path)
+
+
+def write_dataset(dataset: xarray.Dataset, path: str | Path) -> None:
+    """Write any dataset as `write` does a result."""
+    path = Path(path)
+    writable(path.parent)
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.nc")
+    try:
+        with _as_bad_folder(path.parent):
+            _write(dataset, temporary)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def joined(parts: Sequence[Result], config: Config) -> Result:
+    """Results of one configuration but for their seeds, which follow each other, as the result of `config`."""
+    first = parts[0].dataset
+    dataset = xarray.concat(
+        [part.dataset for part in parts],
+        "seed",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="exact",
+        combine_attrs="override",
+    )
+    attributes = {"configuration": config.json(), "seed": config.seed, "seeds": config.seeds}
+    attributes["wall_seconds"] = sum(float(part.dataset.attrs["wall_seconds"]) for part in parts)
+    return Result(dataset[list(first.variables)].assign_attrs(attributes))
+
+
 def writable(folder: str | Path) -> Path:
     """Make the folder if it is missing; raises `InvalidOption` unless a file can be made in it."""
     folder = Path(folder)
@@ -313,8 +351,12 @@ def load(path: str | Path) -> Result:
     version can read.
     """
     path = Path(path)
-    file = path / "result.nc" if path.is_dir() else path
-    check(file.is_file(), "path", f"{path}, where there is none", "a result.nc or its folder")
+    return read(path / "result.nc" if path.is_dir() else path)
+
+
+def read(file: Path) -> Result:
+    """Read a result from its file; see `load`."""
+    check(file.is_file(), "path", f"{file}, where there is none", "a result.nc or its folder")
     dataset = _read(file)
     _check_ours(dataset, file)
     return Result(dataset)

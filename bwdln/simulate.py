@@ -87,7 +87,7 @@ def run(config: Config, *, on_progress: Callable[[Progress], None] | None = None
     with Interruption() as interruption:
         problems = [prepare(config)]
         history = _integrated(problems, on_progress, interruption)
-    return _results(problems, history, time.perf_counter() - began)[0]
+    return finished(problems, history, time.perf_counter() - began)[0]
 
 
 def run_together(
@@ -101,7 +101,7 @@ def run_together(
     began = time.perf_counter()
     with Interruption() as interruption:
         history = _integrated(problems, on_progress, interruption)
-    return _results(problems, history, time.perf_counter() - began)
+    return finished(problems, history, time.perf_counter() - began)
 
 
 class History(NamedTuple):
@@ -119,13 +119,12 @@ def _integrated(
     interruption: Interruption,
 ) -> History:
     start, lanes = begin(problems)
-    points = _stacked([(problem.record_points, problem.config.seeds) for problem in problems])
-    interrupted, records = lanes.run(points, on_progress, interruption.check)
-    return History(start, records, lanes.finish(), interrupted)
+    interrupted = lanes.run(points(problems), on_progress, interruption.check)
+    return History(start, lanes.records, lanes.finish(), interrupted)
 
 
-def _results(problems: Sequence[Problem], history: History, seconds: float) -> list[results.Result]:
-    """The result of each problem, from its part of the lanes."""
+def finished(problems: Sequence[Problem], history: History, seconds: float) -> list[results.Result]:
+    """The result of each problem, from its part of the lanes, which ran for so many seconds."""
     done, taken = [], 0
     for problem in problems:
         own = slice(taken, taken + problem.config.seeds)
@@ -140,12 +139,24 @@ def _results(problems: Sequence[Problem], history: History, seconds: float) -> l
     return done
 
 
-def begin(problems: Sequence[Problem]) -> tuple[Start, Lanes]:
-    """The starts and the lanes of problems as `run_together` takes them, before the first step."""
+def points(problems: Sequence[Problem]) -> np.ndarray:
+    """Where on its clock each lane of the problems is looked at; (lanes, records)."""
+    stacked: np.ndarray = _stacked([(problem.record_points, problem.config.seeds) for problem in problems])
+    return stacked
+
+
+def begin(
+    problems: Sequence[Problem], devices: Sequence[jax.Device] | None = None
+) -> tuple[Start, Lanes]:
+    """The starts and the lanes of problems as `run_together` takes them, before the first step.
+
+    They are spread over the `devices`, all there are if none are given.
+    """
     start, first = starts(problems), problems[0]
     every = _stacked([(problem.lane, problem.config.seeds) for problem in problems])
     weights = _in_eigenbasis(problems, start.weights)
-    return start, Lanes(first.static, every, weights, first.config.precision, first.dynamics.clock)
+    clock, precision = first.dynamics.clock, first.config.precision
+    return start, Lanes(first.static, every, weights, precision, clock, devices)
 
 
 def _stacked(parts: Sequence[tuple[Any, int]]) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
 import os
 import sys
@@ -16,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,7 +27,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from bwdln.config import Config, Landscape, from_mapping
+from bwdln.batching import BatchTask, expose_plugin
+from bwdln.config import Landscape, Training, from_mapping
 from bwdln.errors import InvalidOption, check
 from bwdln.registry import Choice, load_plugins
 from experiments import explain
@@ -41,8 +44,23 @@ RESULTS = ("result.nc", "*/result.nc", "critical_points.csv")
 INTERRUPTED = 130
 
 
+#: Options that change nothing in a result.
+NOT_OF_THE_RESULT = ("sweep", "figures", "objective")
+#: Holds the name of the folder of a sweep, once it is known, for the jobs that it starts.
+SWEEP_FOLDER = "BWDLN_SWEEP_FOLDER"
+
 #: What a command is configured by.
-Job = TypeVar("Job", Config, Landscape)
+Job = TypeVar("Job", Training, Landscape)
+
+
+class Sweeps(BatchTask, Protocol):
+    """A batch task that has something to say in the end."""
+
+    def conclude(self) -> None:
+        """Say what came of the sweep, and write what belongs to all of it."""
+
+    def interrupted(self) -> str:
+        """Say what came of a sweep that Ctrl-C ended."""
 
 
 class Refused(Exception):
@@ -50,31 +68,46 @@ class Refused(Exception):
 
 
 def application(
-    function: Callable[[Job, Path], Any], config_name: str = "config", kind: type[Any] = Config
+    function: Callable[[Job, Path], Any],
+    config_name: str,
+    read: Callable[[Mapping[str, Any]], Job],
+    sweeps: Callable[[bool], Sweeps] | None = None,
 ) -> Callable[[], None]:
-    """The command line around `function(config, folder)`, to be called without arguments.
+    """The command line around `function(job, folder)`, to be called without arguments.
 
-    `config` is of the given kind, composed from `config_name` in configs/; `folder` is the folder of the
-    run. What the function returns is what a sweeper optimizes.
+    `job` is what `read` makes of the options composed from `config_name` in configs/; `folder` is the
+    folder of the run. What the function returns is what a sweeper optimizes. `sweeps` makes what runs
+    the jobs of a sweep together; it is told whether errors show their traceback.
     """
 
     def main() -> None:
         full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+        batches = sweeps(full) if sweeps is not None else None
 
         @functools.wraps(function)
         def job(config: DictConfig) -> Any:
-            return _run_job(function, config, kind, full)
+            return _run_job(function, config, read, full)
 
+        if batches is not None:
+            job.plan, job.batch = batches.plan, batches.batch  # type: ignore[attr-defined]
         try:
             explain.check_flags()
+            expose_plugin()
+            os.environ.pop(SWEEP_FOLDER, None)
             decorate = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
-            with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra then raises errors and prints none
-                decorate(job)()
+            refused = False
+            try:
+                with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra then raises errors and prints none
+                    decorate(job)()
+            except Refused:
+                refused = True
+            if batches is not None:
+                batches.conclude()
+            if refused:
+                sys.exit(1)
         except KeyboardInterrupt:
-            _say("interrupted")
+            _say("interrupted" if batches is None else batches.interrupted())
             _leave(INTERRUPTED)
-        except Refused:
-            sys.exit(1)
         except Exception as error:
             if full or _raised_in_job(error):
                 raise
@@ -84,28 +117,41 @@ def application(
     return main
 
 
-def _run_job(function: Callable[[Job, Path], Any], config: DictConfig, kind: type[Job], full: bool) -> Any:
+def _run_job(
+    function: Callable[[Job, Path], Any],
+    config: DictConfig,
+    read: Callable[[Mapping[str, Any]], Job],
+    full: bool,
+) -> Any:
     """Run one job that Hydra has composed; an invalid option ends it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        option = "hydra.sweep.dir" if _is_sweep() else "hydra.run.dir"
-        check(not _holds_result(folder), option, folder, "a folder without a result; this one has one")
-        return function(configuration(plain(config), kind), folder)
+        option = "hydra.sweep.dir" if is_sweep() else "hydra.run.dir"
+        check(not holds_result(folder), option, folder, "a folder without a result; this one has one")
+        return function(read(plain(config)), folder)
     except InvalidOption as error:
         if full:
             raise
         _remove_description(folder)
-        _refuse(explain.one_line(error))
+        if is_sweep():
+            refuse(HydraConfig.get().job.num, error)
+        log.info("refused: %s", explain.one_line(error))
+        _say(explain.one_line(error))
+        raise SystemExit(1) from None
 
 
-def _refuse(line: str) -> NoReturn:
-    """End the job. In a sweep by an exception, which Hydra notes to go on with the other jobs."""
-    log.info("refused: %s", line)
-    if _is_sweep():
-        _say(f"job {HydraConfig.get().job.num}: {line}")
-        raise Refused(line) from None
-    _say(line)
-    raise SystemExit(1)
+def refuse(job: int, error: Exception) -> NoReturn:
+    """End a job of a sweep in one line, by an exception that Hydra notes to go on with the other jobs."""
+    log.info("refused: %s", error, exc_info=None if isinstance(error, InvalidOption) else error)
+    _say(f"job {job}: {said(error)}")
+    raise Refused(said(error)) from None
+
+
+def said(error: Exception) -> str:
+    """An error of one job in one line."""
+    if isinstance(error, InvalidOption):
+        return explain.one_line(error)
+    return explain.unforeseen(error)
 
 
 def _raised_in_job(error: Exception) -> bool:
@@ -138,14 +184,22 @@ def plain(config: DictConfig) -> dict[str, Any]:
         raise explain.unresolved(error) from error
 
 
-def configuration(options: Mapping[str, Any], kind: type[Any] = Config) -> Any:
-    """The `Config` (or other kind) of composed options; its plugins are imported.
+def training(options: Mapping[str, Any]) -> Training:
+    """The `Training` of composed options; its plugins are imported. Raises `InvalidOption`."""
+    given = Training.of(options)
+    return dataclasses.replace(given, config=_set_up(given.config))
 
-    All losses have the option `tau` in configs/, so that a sweep over losses can sweep over it, too;
-    0 is dropped for a loss whose function has no such option.
-    Raises `InvalidOption`.
+
+def landscape(options: Mapping[str, Any]) -> Landscape:
+    """The `Landscape` of composed options; its plugins are imported. Raises `InvalidOption`."""
+    return _set_up(from_mapping(options, Landscape))
+
+
+def _set_up(config: Any) -> Any:
+    """Import plugins, and drop a `tau` of 0 for a loss whose function has no such option.
+
+    All losses have the option in configs/, so that a sweep over losses can sweep over it, too.
     """
-    config = from_mapping(options, kind)
     import jax  # late, so that --help is quick
 
     from bwdln.losses import LOSSES
@@ -163,23 +217,45 @@ def configuration(options: Mapping[str, Any], kind: type[Any] = Config) -> Any:
 # --- the folder of the run ------------------------------------------------------------------------
 
 
-def _is_sweep() -> bool:
+def is_sweep() -> bool:
+    """Whether this process runs jobs of a sweep (-m)."""
     return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
-def _holds_result(folder: Path) -> bool:
+def holds_result(folder: Path) -> bool:
     """Whether a command wrote there."""
     return any(any(folder.glob(name)) for name in RESULTS)
 
 
 def _output_subdir() -> str | None:
-    """Where Hydra describes a run: nowhere in the folder that already holds another's result."""
+    """Where Hydra describes a run: nowhere in the folder that already holds another's result.
+
+    A job that a sweep runs with others may be described again: its result is that of its description.
+    """
     with suppress(MissingMandatoryValue):  # there is no folder when only the configuration is shown
-        if _holds_result(Path(HydraConfig.get().runtime.output_dir)):
+        together = is_sweep() and HydraConfig.get().runtime.choices.get("hydra/launcher") == "batched"
+        if not together and holds_result(Path(HydraConfig.get().runtime.output_dir)):
             return None
     return ".hydra"
 
 
+def _sweep_folder(*, _root_: DictConfig) -> str:
+    """The name of the folder of a sweep: of its choices, and a digest of its base configuration.
+
+    That is the configuration without what is swept over, so that a larger grid finds the results of a
+    smaller one. It is asked for first for the sweep; its jobs must not give each another name.
+    """
+    if SWEEP_FOLDER not in os.environ:
+        ours = [str(name) for name in _root_ if name not in ("hydra", *NOT_OF_THE_RESULT)]
+        options = OmegaConf.to_container(OmegaConf.masked_copy(_root_, ours), resolve=True)
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+        choices = _root_.hydra.runtime.choices
+        named = choices.get("experiment") or f"{choices.target}-{choices.dynamics}"
+        os.environ[SWEEP_FOLDER] = f"{named}-{digest[:8]}"
+    return os.environ[SWEEP_FOLDER]
+
+
+OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
 OmegaConf.register_new_resolver("free_output_subdir", _output_subdir, replace=True)
 
 

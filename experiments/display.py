@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 
+#: As many programs of a plan are listed.
+LISTED_PROGRAMS = 12
 #: As many seeds are listed on a terminal; the log and the result hold all.
 LISTED = 32
 
@@ -40,6 +48,129 @@ def state(at: Any) -> str:
     return f"{place} · {at.running}/{at.lanes} running · {gaps} · left"
 
 
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+def plan(planned: Any, jobs: int, studies: int) -> list[str]:
+    """What a `sweep.Plan` comes to, in lines; so many of the `jobs` are studies."""
+    refused, before = len(planned.refused), len(planned.stored)
+    failed = jobs - studies - len(planned.configs) + refused
+    batches, platform = planned.batches, planned.devices[0].platform
+    alone = f", {studies:,} studies one by one" if studies else ""
+    to_run = len(planned.keys) - before
+    on_device, on_host = map(_bytes, planned.bytes_per_batch)
+    lines = [f"plan      {jobs:,} jobs: {to_run:,} to run, {before:,} done before, {failed:,} refused{alone}"]
+    if not batches:
+        return lines
+    lines.append(f"programs  {len(planned.programs):,}, for {planned.lanes:,} lanes in {len(batches):,} batches")
+    for program in planned.programs[:LISTED_PROGRAMS]:
+        static, numbers = program[0][0].problem.static, {piece.job for batch in program for piece in batch}
+        lanes = sum(piece.lanes for batch in program for piece in batch)
+        what = f"{static.loss.name}, {static.dynamics.name}, widths {_widths(static.widths)}"
+        lines.append(f"          {what}: {len(numbers):,} jobs, {lanes:,} lanes, {len(program):,} batches")
+    if len(planned.programs) > LISTED_PROGRAMS:
+        lines.append(f"          … and {len(planned.programs) - LISTED_PROGRAMS:,} more")
+    lines.append(f"devices   {len(planned.devices)} x {platform}")
+    lines.append(f"memory    about {on_device} on the devices and {on_host} for records, in the largest batch")
+    return lines
+
+
+def _widths(widths: Sequence[int]) -> str:
+    """Widths as text, equal ones behind each other counted."""
+    runs = [(width, len(list(same))) for width, same in itertools.groupby(widths)]
+    return " ".join(f"{width}×{count}" if count > 2 else " ".join([str(width)] * count) for width, count in runs)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+@contextmanager
+def sweep_progress(folder: Path) -> Iterator[Callable[[Any], None]]:
+    """Shows a `sweep.SweepProgress`: as two bars on a terminal, and as `progress.json` in the folder.
+
+    The file is replaced at once, about every second, and says in the end how it ended.
+    """
+    console, began, written = Console(stderr=True), time.perf_counter(), 0.0
+    last: list[Any] = []
+    columns = (
+        bars.BarColumn(bar_width=max(5, min(30, console.width - 90))),
+        bars.TextColumn("{task.description}"),
+        bars.TimeRemainingColumn(compact=True),
+    )
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        whole, batch = bar.add_task("planning", total=None), bar.add_task("", total=None, visible=False)
+
+        def show(at: Any) -> None:
+            nonlocal written
+            last[:] = [at]
+            seconds = time.perf_counter() - began
+            bar.update(whole, description=_of_sweep(at, seconds), completed=_lanes_done(at), total=at.lanes)
+            if at.running is not None:
+                position = {"completed": at.running.position, "total": at.running.end}
+                bar.update(batch, description=state(at.running), visible=True, **position)
+            if seconds - written > 1.0:
+                written = seconds
+                _write_progress(folder, at, seconds, "running")
+
+        ending = "failed"
+        try:
+            yield show
+            ending = "finished"
+        except KeyboardInterrupt:
+            ending = "interrupted"
+            raise
+        finally:
+            if last:
+                _write_progress(folder, last[0], time.perf_counter() - began, ending)
+
+
+def _of_sweep(at: Any, seconds: float) -> str:
+    """Where a sweep stands; the time left comes behind it."""
+    failed = f", {at.failed:,} failed" if at.failed else ""
+    rate = f"{(at.done - at.stored) / seconds:,.1f} a second" if seconds > 1 else ""
+    return f"job {at.done:,}/{at.jobs:,}{failed} · {rate} · left"
+
+
+def _lanes_done(at: Any) -> float:
+    """Lanes that ended, those of the batch that runs by how far it is on its clock."""
+    if at.running is None:
+        return float(at.lanes_done)
+    return float(at.lanes_done + at.running.lanes * min(1.0, at.running.position / at.running.end))
+
+
+def _write_progress(folder: Path, at: Any, seconds: float, ending: str) -> None:
+    """Replace `progress.json`, so that no reader sees half of it. A full disk is not its business."""
+    done = _lanes_done(at)
+    left = seconds * (at.lanes - done) / done if done else None
+    content = at._asdict() | {
+        "state": ending,
+        "running": None if at.running is None else at.running._asdict(),
+        "seconds": round(seconds, 1),
+        "seconds_left": None if left is None else round(left, 1),
+        "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    path = folder / "progress.json"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".part").write_text(json.dumps(_finite(content), indent=1), encoding="utf-8")
+        path.with_suffix(".part").replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
 def table(rows: Sequence[Any]) -> Table:
     """A table of the rows of `analysis.summary`."""
     names = ("seed", "final loss", "gap", "relative gap", "rank", "steps", "flow time")
@@ -50,6 +181,19 @@ def table(rows: Sequence[Any]) -> Table:
         times = f"{row.step:,}", f"{row.time:.4g}"
         result.add_row(f"{row.seed}", *numbers, *times, row.outcome.replace("_", " "))
     return result
+
+
+def sweep_table(
+    rows: Sequence[Any], swept: Mapping[int, Mapping[str, Any]], objective: str
+) -> tuple[list[str], list[list[str]]]:
+    """The columns and the texts of the rows of `analysis.sweep_rows`; what was swept over by job."""
+    names = list(dict.fromkeys(name for options in swept.values() for name in options))
+    texts = []
+    for row in rows:
+        options = [str(swept[row.job].get(name, "")) for name in names]
+        came = ["", f"failed: {row.failed}"] if row.failed else [f"{row.objective:.3g}", row.outcomes]
+        texts.append([str(row.job), *options, *came, "best" if row.best else ""])
+    return ["job", *names, objective.replace("_", " "), "outcome", ""], texts
 
 
 def listing(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -53,6 +53,11 @@ def before_job(error: Exception, config_name: str) -> str:
         return one_line(_unwritable(error, given))
     if isinstance(error, HydraException | ValueError):
         return _of_composition(error, given, config_name)
+    return unforeseen(error)
+
+
+def unforeseen(error: Exception) -> str:
+    """An error that is not of its user, in one line."""
     return f"{type(error).__name__}: {one_line(error)} (HYDRA_FULL_ERROR=1 shows where)"
 
 

@@ -47,7 +47,7 @@ def look(config: Landscape, folder: Path) -> float:
     return found.score
 
 
-main = command_line.application(look, "landscape", Landscape)
+main = command_line.application(look, "landscape", command_line.landscape)
 
 if __name__ == "__main__":
     main()

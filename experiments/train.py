@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: only the folder of this file is on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bwdln.config import Config
+from bwdln.config import Config, Training
 from bwdln.interruption import Interruption
 from experiments import command_line
+from experiments.batches import Batches
 
 if TYPE_CHECKING:
     from bwdln.results import Result
@@ -33,41 +33,66 @@ REACHED = 1e-9
 SHORTFALLS = 8
 
 
-def train(config: Config, folder: Path) -> float:
+def train(job: Training, folder: Path) -> float:
     """Run a configuration, save results and figures in the folder, and print a summary.
 
-    Returns the median of the final relative gaps, or a huge number where that is not finite, since
-    sweepers that optimize cannot take NaN. Ctrl-C ends it early, with exit status 130.
+    Returns the objective, by default the median of the final relative gaps, or a huge number where that
+    is not finite, since sweepers that optimize cannot take NaN. Ctrl-C ends it early, with exit status 130.
     """
     # JAX: not at the start, so that --help is quick; all of it here, where Ctrl-C simply ends it.
-    from bwdln import figures, results, simulate, studies  # noqa: F401
+    from bwdln import figures, simulate, studies  # noqa: F401
 
-    log.info("configuration:\n%s", json.dumps(config.mapping(), indent=2))
-    for name, value in results.provenance().items():
-        log.info("%s: %s", name, value)
-    gap, interrupted = (run if config.study is None else study)(config, folder)
+    _describe(job)
+    value, interrupted = run(job, folder) if job.config.study is None else study(job.config, folder)
     if interrupted:
         sys.exit(command_line.INTERRUPTED)
-    return gap if math.isfinite(gap) else sys.float_info.max
+    return _finite(value)
 
 
-def run(config: Config, folder: Path) -> tuple[float, bool]:
-    """A single run: the median of the final relative gaps, and whether it was interrupted."""
-    from bwdln import figures, results, simulate
+def run(job: Training, folder: Path) -> tuple[float, bool]:
+    """A single run: its objective, and whether it was interrupted."""
+    from bwdln import analysis, figures, results, simulate
     from experiments import display
 
     began = time.perf_counter()
+    analysis.check_objective(job.output.objective)
     with display.progress() as on_progress:
-        result = simulate.run(config, on_progress=on_progress)
+        result = simulate.run(job.config, on_progress=on_progress)
     with Interruption(hold=True):
         path = results.save(result, folder)
     interrupted = bool(result.dataset.attrs["interrupted"])
     if interrupted:
         report(["interrupted: what was recorded until now is kept"])
-    gap = summarize(result)
-    drawn = figures.save_all(result, folder)
+    summarize(result)
+    auto = job.output.figures == "auto" and not command_line.is_sweep()
+    drawn = figures.save_all(result, folder) if auto or job.output.figures == "always" else []
     report(ending(folder, [("result", path)], drawn, time.perf_counter() - began))
-    return gap, interrupted
+    return analysis.objective(result, job.output.objective), interrupted
+
+
+def finish(result: Result, job: Training, folder: Path) -> float:
+    """What is left to do as a job whose result came from a sweep: its log, its figures, its objective."""
+    from bwdln import analysis, figures
+
+    _describe(job)
+    for row in analysis.summary(result):
+        log.info("%s", row)
+    if job.output.figures == "always":
+        figures.save_all(result, folder)
+    return _finite(analysis.objective(result, job.output.objective))
+
+
+def _describe(job: Training) -> None:
+    """Log the configuration, the versions and the device."""
+    from bwdln import results
+
+    log.info("configuration:\n%s", json.dumps(job.config.mapping(), indent=2))
+    for name, value in results.provenance().items():
+        log.info("%s: %s", name, value)
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else sys.float_info.max
 
 
 def study(config: Config, folder: Path) -> tuple[float, bool]:
@@ -88,8 +113,8 @@ def study(config: Config, folder: Path) -> tuple[float, bool]:
     return found.score, found.interrupted
 
 
-def summarize(result: Result) -> float:
-    """Print and log how far each seed came; returns the median of the relative gaps."""
+def summarize(result: Result) -> None:
+    """Print and log how far each seed came."""
     from bwdln import analysis, comparison
     from experiments import display
 
@@ -104,7 +129,6 @@ def summarize(result: Result) -> float:
         print(f"and {len(short) - SHORTFALLS} more: see the log")
         log.info("%s", "\n".join(short[SHORTFALLS:]))
     report(comparison.run.verdict_sentences(result))
-    return statistics.median(row.relative_gap for row in rows)
 
 
 def ending(
@@ -134,7 +158,7 @@ def report(lines: Sequence[str]) -> None:
         log.info("%s", line)
 
 
-main = command_line.application(train)
+main = command_line.application(train, "config", command_line.training, Batches)
 
 if __name__ == "__main__":
     main()

@@ -1,12 +1,15 @@
 """Strict settings for every test: float64, no silent rank promotion, warnings are errors."""
 
+import logging
+import sys
 from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import settings
 
-from bwdln import simulate
+from bwdln import figures, simulate
+from experiments import train
 
 simulate.set_up_process()
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -35,3 +38,28 @@ def few_programs():
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """The command line, run here in an empty folder: gives exit status, output, errors."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    # Hydra sets logging up anew, which closes every handler: keep pytest's and absl's out of it.
+    monkeypatch.setattr(logging, "_handlerList", [])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figures, "save_all", lambda result, folder: [folder / "gap.pdf", folder / "gap.png"])
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        try:
+            train.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    yield run
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:], root.level = handlers, level

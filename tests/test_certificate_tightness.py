@@ -287,7 +287,7 @@ def test_rates_are_shown_against_depth(found):
 def experiment(*overrides: str) -> Config:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose("config", ["+experiment=certificate_tightness", *overrides])
-    return command_line.configuration(command_line.plain(composed))
+    return command_line.training(command_line.plain(composed)).config
 
 
 def test_the_experiment_is_promised_everything(tmp_path):

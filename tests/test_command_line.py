@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from registries import REGISTRIES
 
 from bwdln import config as configurations
-from bwdln import figures, results, simulate
+from bwdln import analysis, figures, results, simulate
 from bwdln.errors import InvalidOption
 from bwdln.losses import LOSSES, frobenius
 from bwdln.registry import Choice
@@ -42,37 +42,12 @@ def composed(*overrides):
 
 
 def configuration(*overrides):
-    return command_line.configuration(composed(*overrides))
+    return command_line.training(composed(*overrides)).config
 
 
 def group_files():
     files = (path.relative_to(CONFIGS) for path in sorted(CONFIGS.rglob("*.yaml")))
     return [path for path in files if len(path.parts) > 1 and path.parts[0] != "hydra"]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """The command line, run here in an empty folder: gives exit status, output, errors."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    # Hydra sets logging up anew, which closes every handler: keep pytest's and absl's out of it.
-    monkeypatch.setattr(logging, "_handlerList", [])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(figures, "save_all", lambda result, folder: [folder / "gap.pdf", folder / "gap.png"])
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-        try:
-            train.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    yield run
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:], root.level = handlers, level
 
 
 def written(folder):
@@ -384,12 +359,13 @@ def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path):
 
 
 def test_a_sweeper_never_gets_nan(monkeypatch, tmp_path):
-    config = configuration(*TINY)
+    given = command_line.training(composed(*TINY))
     monkeypatch.setattr(figures, "save_all", lambda result, folder: [])
-    gap = train.train(config, tmp_path)
+    monkeypatch.setattr(command_line, "is_sweep", lambda: True)
+    gap = train.train(given, tmp_path)
     assert 0 < gap < 1
-    monkeypatch.setattr(train, "summarize", lambda result: math.nan)
-    assert train.train(config, tmp_path) == sys.float_info.max
+    monkeypatch.setattr(analysis, "objective", lambda result, name: math.nan)
+    assert train.train(given, tmp_path) == sys.float_info.max
 
 
 class memoryless:

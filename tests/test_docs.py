@@ -104,7 +104,7 @@ def test_landscape_command_is_valid(line: str) -> None:
     given = shlex.split(line, comments=True)[3:]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         options = OmegaConf.to_container(compose("landscape", given), resolve=True, throw_on_missing=True)
-    landscape.prepare(command_line.configuration(options, Landscape))  # type: ignore[arg-type]
+    landscape.prepare(command_line.landscape(options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("arguments", [each for each in COMMANDS if "--config-dir" not in each], ids=" ".join)
@@ -122,7 +122,7 @@ def test_command_is_valid(arguments: list[str], tmp_path: Path, monkeypatch: pyt
     ]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         options = OmegaConf.to_container(compose("config", overrides), resolve=True, throw_on_missing=True)
-    problem = simulate.prepare(command_line.configuration(options))  # type: ignore[arg-type]
+    problem = simulate.prepare(command_line.training(options).config)  # type: ignore[arg-type]
     if any(each.startswith("initialization=") for each in arguments):
         simulate.starts([problem])
 

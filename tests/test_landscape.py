@@ -547,7 +547,7 @@ def test_defaults_are_those_of_the_dataclass_and_can_be_looked_at():
             given = options[each.name]
             assert (tuple(given) if isinstance(given, list) else given) == each.default, each.name
     assert set(options) == {each.name for each in dataclasses.fields(Landscape)}
-    config = command_line.configuration(options, Landscape)
+    config = command_line.landscape(options)
     assert from_mapping(json.loads(json.dumps(config.mapping())), Landscape) == config
 
 
@@ -558,7 +558,7 @@ def test_every_option_has_a_comment():
 
 
 def test_frobenius_is_not_compared_with_itself():
-    config = command_line.configuration(composed("loss=frobenius", "target.dimension=4"), Landscape)
+    config = command_line.landscape(composed("loss=frobenius", "target.dimension=4"))
     assert config.loss == Choice(FROBENIUS)
     assert [each.name for each in study.prepare(config).kinds] == [FROBENIUS]
     both = study.prepare(configuration(against=FROBENIUS)).kinds
@@ -728,7 +728,7 @@ def test_examples_of_the_help_compose():
     assert len(lines) >= 5
     for line in lines:
         first = [each.partition(",")[0] for each in line if "=" in each]
-        command_line.configuration(composed(*first), Landscape)
+        command_line.landscape(composed(*first))
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def test_a_lane_is_the_same_however_lanes_are_packed(dynamics, monkeypatch):
     """Lanes end at different records, so batches of 1, 3 and 7 are packed at different times."""
     runs = []
     for width in (1, 3, 7):
-        monkeypatch.setattr(lanes, "LANES_PER_BATCH_ON_CPU", width)
+        monkeypatch.setattr(lanes, "batch_size_on_cpu", lambda count, width=width: width)
         runs.append(simulate.run(balanced(dynamics=dynamics, record={"count": 20})).dataset)
     assert len(set(runs[0]["step"].values[:, -1])) > 2
     assert set(runs[0]["outcome"].values) == {"converged"}
@@ -164,7 +164,7 @@ SIDE_BY_SIDE = """
 from problems import job
 from bwdln import lanes, simulate
 
-lanes._workers = lambda: 4
+lanes._cores = lambda: 4
 for method in ("auto", "rkc"):
     dynamics = {"name": "end_to_end_flow", "end_time": 0.05, "method": method}
     simulate.run(

@@ -471,7 +471,7 @@ def test_figures_of_optimizers_of_the_users_and_of_seeds_left_out(found):
 def experiment(*overrides: str) -> Config:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose("config", ["+experiment=optimizers", *overrides])
-    return command_line.configuration(command_line.plain(composed))
+    return command_line.training(command_line.plain(composed)).config
 
 
 def test_the_experiment_is_what_it_should_be():

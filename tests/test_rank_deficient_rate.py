@@ -312,7 +312,7 @@ def test_one_depth_has_no_figure_against_depth(found, tmp_path):
 def experiment(*overrides: str) -> Config:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose("config", ["+experiment=rank_deficient_rate", *overrides])
-    return command_line.configuration(command_line.plain(composed))
+    return command_line.training(command_line.plain(composed)).config
 
 
 def test_the_experiment_is_one_program_over_eigengaps_and_depths(tmp_path):

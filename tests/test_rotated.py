@@ -123,7 +123,7 @@ def test_the_other_start_is_chosen_in_the_configuration() -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         own = compose("config", ["initialization=rotated", "initialization.start.scale=0.2"])
         other = compose("config", ["initialization=rotated", "initialization@initialization.start=identity"])
-    chosen = [command_line.configuration(command_line.plain(each)).initialization for each in (own, other)]
+    chosen = [command_line.training(command_line.plain(each)).config.initialization for each in (own, other)]
     assert chosen == [
         nested(("balanced", False), ("scale", 0.2), name="small"),
         nested(("balanced", False), ("scale", 1.0), name="identity"),

@@ -384,7 +384,7 @@ def test_nothing_learnt_has_no_figure_of_times(found, tmp_path):
 def experiment(*overrides: str) -> Config:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose("config", ["+experiment=saddle_to_saddle", *overrides])
-    return command_line.configuration(command_line.plain(composed))
+    return command_line.training(command_line.plain(composed)).config
 
 
 @pytest.mark.parametrize("overrides", [(), ("network.depth=2", "loss.tau=0.01"), ("network.depth=1",)])

@@ -409,7 +409,7 @@ def test_smallest_eigenvalue_shows_a_color_for_each_depth(limits):
 def experiment(*overrides: str) -> Config:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose("config", ["+experiment=step_size", *overrides])
-    return command_line.configuration(command_line.plain(composed))
+    return command_line.training(command_line.plain(composed)).config
 
 
 def test_the_experiment_covers_the_limits(tmp_path):

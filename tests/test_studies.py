@@ -357,7 +357,7 @@ def test_notes_say_which_seeds_are_left_out(compared):
 def experiment(*overrides: str) -> Config:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose("config", ["+experiment=descent_to_flow", *overrides])
-    return command_line.configuration(command_line.plain(composed))
+    return command_line.training(command_line.plain(composed)).config
 
 
 def test_the_experiment_is_what_it_should_be():

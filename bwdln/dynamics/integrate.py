@@ -124,6 +124,11 @@ def lanes_placed(batch: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1) if leaf.ndim == 4 else leaf, batch)
 
 
+def lanes_first(batch: Tree) -> Tree:
+    """A batch as it is placed, with all lanes along the first axis again."""
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0) if leaf.ndim == 4 else leaf, batch)
+
+
 def lane_axes(batch: Tree) -> Tree:
     """Where each leaf of a batch has its lanes: second in stacks of layers, else first."""
     return jax.tree.map(lambda leaf: 1 if leaf.ndim == 4 else 0, batch)

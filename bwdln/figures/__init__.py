@@ -15,3 +15,4 @@ from bwdln.figures.parts import COLUMN as COLUMN
 from bwdln.figures.parts import STYLE as STYLE
 from bwdln.figures.run import FIGURES as FIGURES
 from bwdln.figures.run import save_all as save_all
+from bwdln.figures.sweep import sweep as sweep

@@ -1,0 +1,1 @@
+"""What Hydra's plugins of this package do; `plugin/` holds the plugins themselves, for Hydra to discover."""

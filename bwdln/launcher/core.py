@@ -1,0 +1,139 @@
+"""What the launcher `batched` does: compose the jobs, let the task run them, keep the books."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, configure_log, filter_overrides, run_job, setup_globals
+from omegaconf import DictConfig
+
+from bwdln.batching import Job
+from bwdln.errors import InvalidOption
+from bwdln.launcher import books, composition
+from bwdln.launcher.composition import Composer
+
+log = logging.getLogger(__name__)
+
+
+def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+    """Run the jobs, numbered from `first`; the returns are in their order.
+
+    Raises `InvalidOption` for an option of Hydra that cannot differ between jobs that run together, and
+    what composing raised if no job composes.
+    """
+    setup_globals()
+    configure_log(launcher.config.hydra.hydra_logging, launcher.config.hydra.verbose)
+    composer = Composer(launcher.hydra_context.config_loader, launcher.config)
+    if not hasattr(launcher.task_function, "batch"):
+        return _one_by_one(launcher, composer, job_overrides, first)
+    original = HydraConfig.instance().cfg
+    returns = [JobReturn(overrides=list(filter_overrides(each))) for each in job_overrides]
+    folder = Path(str(launcher.config.hydra.sweep.dir)).absolute()
+    try:
+        jobs = compose(composer, job_overrides, first, folder)
+        for number, work in launcher.task_function.batch(jobs, folder):
+            config = _config(composer, number, job_overrides[number - first])
+            HydraConfig.instance().cfg = config
+            returns[number - first] = books.kept(launcher.task_function, work, config, launcher.hydra_context)
+            configure_log(launcher.config.hydra.hydra_logging, launcher.config.hydra.verbose)
+    finally:
+        HydraConfig.instance().cfg = original
+    return returns
+
+
+def plan(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> bool:
+    """Let the task show what it would run; whether it declares how."""
+    setup_globals()
+    if not hasattr(launcher.task_function, "plan"):
+        return False
+    composer = Composer(launcher.hydra_context.config_loader, launcher.config)
+    folder = Path(str(launcher.config.hydra.sweep.dir)).absolute()
+    original = HydraConfig.instance().cfg
+    try:
+        launcher.task_function.plan(compose(composer, job_overrides, first, folder), folder)
+    finally:
+        HydraConfig.instance().cfg = original
+    return True
+
+
+def compose(
+    composer: Composer, job_overrides: Sequence[Sequence[str]], first: int, folder: Path
+) -> list[Job]:
+    """The jobs; one that does not compose holds why. Raises that if none does."""
+    swept = _swept(composer, job_overrides)
+    jobs = []
+    for number, overrides in enumerate(job_overrides, start=first):
+        task = tuple(filter_overrides(overrides))
+        differing = {name: values[number - first] for name, values in swept.items()}
+        place = folder / str(number)
+        try:
+            config = composer.job(number, overrides)
+            HydraConfig.instance().cfg = config  # as `set_config`, which copies; for interpolations
+            place = books.folder_of(config)
+            options: Any = composition.options(config)
+        except Exception as error:  # of composing: Hydra and OmegaConf have many
+            options = error
+        jobs.append(Job(number, task, differing, options, place))
+    failed = [job.options for job in jobs if isinstance(job.options, Exception)]
+    if failed and len(failed) == len(jobs):
+        raise failed[0]
+    return jobs
+
+
+def _swept(composer: Composer, job_overrides: Sequence[Sequence[str]]) -> dict[str, list[Any]]:
+    """What differs between the jobs: the values of each such option, in the order of the jobs."""
+    values: dict[str, list[Any]] = {}
+    for overrides in job_overrides:
+        own = {each.get_key_element(): _value(each) for each in map(composer.parsed, overrides)}
+        for name in own.keys() | values.keys():
+            values.setdefault(name, []).append(own.get(name))
+    names = [each.get_key_element() for each in map(composer.parsed, job_overrides[0])] if job_overrides else []
+    differing = {
+        name: values[name]
+        for name in dict.fromkeys([*names, *sorted(values)])
+        if any(value != values[name][0] for value in values[name])
+    }
+    for name in differing:
+        if name.lstrip("+~").startswith(("hydra.", "hydra/")):
+            raise InvalidOption(name, "several values", "one value: the jobs run together")
+    return {name.lstrip("+~"): each for name, each in differing.items()}
+
+
+def _value(override: Override) -> Any:
+    """The value of an override; a choice from a group is its name."""
+    return None if override.is_delete() else override.value()
+
+
+def _config(composer: Composer, number: int, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a job; that of the sweep, numbered, for one that does not compose."""
+    try:
+        return composer.job(number, overrides)
+    except Exception:
+        return composer.numbered(number, overrides)
+
+
+def _one_by_one(
+    launcher: Any, composer: Composer, job_overrides: Sequence[Sequence[str]], first: int
+) -> list[JobReturn]:
+    """Run the jobs of a task that does not declare how to run several, as Hydra's basic launcher does."""
+    Path(str(launcher.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+    log.info("Launching %d jobs locally, one by one", len(job_overrides))
+    returns = []
+    for number, overrides in enumerate(job_overrides, start=first):
+        log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+        returns.append(
+            run_job(
+                hydra_context=launcher.hydra_context,
+                task_function=launcher.task_function,
+                config=composer.whole(number, overrides),
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+        )
+        configure_log(launcher.config.hydra.hydra_logging, launcher.config.hydra.verbose)
+    return returns

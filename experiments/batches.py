@@ -1,0 +1,197 @@
+"""The jobs of a sweep (-m) as lanes of few programs, with one dataset and one set of figures at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from bwdln.batching import Job
+from bwdln.config import Output, Sweep, Training
+from bwdln.errors import InvalidOption, check
+from experiments import command_line
+
+if TYPE_CHECKING:
+    from bwdln.store import Store
+    from bwdln.sweep import Done, Plan
+
+log = logging.getLogger(__name__)
+
+#: So many rows of the table are printed; the file holds all.
+LISTED = 20
+
+
+class Batches:
+    """`experiments.train` as a batch task: what Hydra's launcher asks of it, and what comes at the end.
+
+    A sweeper that optimizes hands over its jobs in several calls; they make one dataset.
+    """
+
+    def __init__(self, full: bool) -> None:
+        """`full`: errors of a job are raised as they are, with their traceback."""
+        self._full, self._began = full, time.perf_counter()
+        self._folder: Path | None = None
+        self._jobs: dict[int, Job] = {}
+        self._trainings: dict[int, Training] = {}
+        self._done: dict[int, Done] = {}
+        self._alone: set[int] = set()  # studies, which run programs of their own
+        self._failed: dict[int, Exception] = {}
+
+    def plan(self, jobs: Sequence[Job], folder: Path) -> None:
+        """Print what a sweep would run. Runs and writes nothing."""
+        self._read(jobs)
+        self._planned(jobs, folder)
+
+    def batch(self, jobs: Sequence[Job], folder: Path) -> Iterator[tuple[int, Callable[[], float]]]:
+        """Run jobs together; yields the number of each, and what is left to do as that job.
+
+        Raises `InvalidOption` for what concerns the whole sweep, such as a folder that is in use.
+        """
+        from bwdln import analysis, sweep
+        from bwdln.store import Store
+        from experiments import display
+
+        self._read(jobs)
+        takes = "false with this sweeper, which chooses its jobs as it goes"
+        check(not self._options().dry_run, "sweep.dry_run", True, takes)
+        analysis.check_objective(self._output().objective)
+        self._folder = folder
+        store = Store(folder / "store")
+        with store.lock():
+            planned = self._planned(jobs, folder)
+            self._failed |= planned.refused
+            for job in jobs:
+                if job.number in self._failed:
+                    yield job.number, partial(self._refuse, job.number)
+            with display.sweep_progress(folder) as on_progress:
+                for done in sweep.execute(planned, self._options(), store=store, on_progress=on_progress):
+                    yield done.job, partial(self._finish, done, store, planned.keys[done.job])
+        for job in jobs:
+            if job.number in self._alone:
+                yield job.number, partial(self._conduct, job.number)
+
+    def conclude(self) -> None:
+        """Write the dataset, the table and the figures of the sweep, and say what came of it."""
+        from bwdln import analysis, figures, results, studies
+        from bwdln.collection import Collection
+        from experiments import display, train
+
+        if self._folder is None:
+            return
+        folder, output = self._folder, self._output()
+        written: list[tuple[str, Path]] = []
+        drawn: list[Path] = []
+        if self._done:
+            failed = {job: command_line.said(error) for job, error in sorted(self._failed.items())}
+            collection = Collection({job: self._jobs[job].swept for job in sorted(self._done)})
+            for job in sorted(self._done):
+                collection.add(job, self._done[job].outcome)
+            attributes = {"failed": json.dumps(failed), "objective": output.objective}
+            dataset = collection.dataset(results.provenance() | attributes)
+            results.write_dataset(dataset, folder / "sweep.nc")
+            swept = {number: job.swept for number, job in self._jobs.items()}
+            found = analysis.sweep_rows(dataset, failed, output.objective)
+            columns, rows = display.sweep_table(found, swept, output.objective)
+            table = studies.base.write_table(folder / "sweep.csv", columns, rows)
+            written = [("dataset", folder / "sweep.nc"), ("table", table)]
+            display.show_table(display.listing(columns, rows[:LISTED]))
+            if len(rows) > LISTED:
+                print(f"… and {len(rows) - LISTED:,} more rows: see the table")
+            drawn = figures.sweep(dataset, folder, output.objective) if output.figures != "never" else []
+        print(f"{self._came()}, {len(self._failed)} failed")
+        for line in train.ending(folder, written, drawn, time.perf_counter() - self._began):
+            print(line)
+
+    def interrupted(self) -> str:
+        """What came of a sweep that Ctrl-C ended."""
+        if self._folder is None:
+            return "interrupted"
+        return f"interrupted: {self._came()}; the same command goes on from there"
+
+    def _came(self) -> str:
+        ended = len(self._done) + len(self._alone - self._failed.keys())
+        stored = sum(done.stored for done in self._done.values())
+        return f"{ended:,} of {len(self._jobs):,} jobs done, {stored:,} of them by an earlier sweep"
+
+    # --- what the jobs are ---
+
+    def _read(self, jobs: Sequence[Job]) -> None:
+        """Check the options of each job; what is wrong with them fails that job alone."""
+        for job in jobs:
+            self._jobs[job.number] = job
+            try:
+                if isinstance(job.options, Exception):
+                    raise job.options
+                training = command_line.training(job.options)
+            except Exception as error:
+                self._failed[job.number] = error
+                continue
+            self._trainings[job.number] = training
+            if training.config.study is not None:
+                self._alone.add(job.number)
+        for name in sorted({name for job in jobs for name in job.swept}):
+            whole = name.partition(".")[0] not in command_line.NOT_OF_THE_RESULT
+            check(whole, name, "several values", "one value for the whole sweep")
+
+    def _options(self) -> Sweep:
+        return next((each.sweep for each in self._trainings.values()), Sweep())
+
+    def _output(self) -> Output:
+        return next((each.output for each in self._trainings.values()), Output())
+
+    def _planned(self, jobs: Sequence[Job], folder: Path) -> Plan:
+        """Plan the jobs that are no studies, and say what that comes to."""
+        from bwdln import sweep
+        from bwdln.store import Store
+        from experiments import display
+
+        numbers = [job.number for job in jobs if job.number in self._trainings.keys() - self._alone]
+        configs = {number: self._trainings[number].config for number in numbers}
+        planned = sweep.plan(configs, self._options(), Store(folder / "store"))
+        studies = sum(job.number in self._alone for job in jobs)
+        for line in display.plan(planned, len(jobs), studies):
+            print(line)
+        return planned
+
+    # --- what is left to do as a job ---
+
+    def _refuse(self, number: int) -> NoReturn:
+        error = self._failed[number]
+        if self._full:
+            raise error
+        command_line.refuse(number, error)
+
+    def _finish(self, done: Done, store: Store, key: str) -> float:
+        """Put the result of a job into its folder; log it, and draw it if that is asked for."""
+        from experiments import train
+
+        try:
+            if isinstance(done.outcome, Exception):
+                raise done.outcome
+            folder = self._jobs[done.job].folder
+            store.publish(key, folder)
+            if done.stored:
+                log.info("computed by an earlier sweep")
+            value = train.finish(done.outcome, self._trainings[done.job], folder)
+        except Exception as error:
+            self._failed[done.job] = error
+            self._refuse(done.job)
+        self._done[done.job] = done
+        return value
+
+    def _conduct(self, number: int) -> float:
+        """Run a job on its own."""
+        from experiments import train
+
+        try:
+            folder = self._jobs[number].folder
+            free = not command_line.holds_result(folder)
+            check(free, "hydra.sweep.dir", folder, "a folder without a study; this one has one")
+            return train.train(self._trainings[number], folder)
+        except InvalidOption as error:
+            self._failed[number] = error
+            self._refuse(number)

@@ -1,0 +1,255 @@
+"""Sweeps as a library: what is planned, what runs together, what is kept, what fails alone."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import xarray
+from problems import job
+
+from bwdln import program, simulate, sweep
+from bwdln.config import Sweep
+from bwdln.dynamics import integrate
+from bwdln.errors import InvalidOption
+from bwdln.store import Store
+
+DESCENT = {"name": "gradient_descent", "step_size": 0.05, "steps": 60}
+FLOW = {"name": "gradient_flow", "end_time": 1.0}
+END_TO_END = {"name": "end_to_end_flow", "end_time": 1.0}
+BALANCED = {"name": "xavier_normal", "balanced": True}
+BURES = {"name": "bures_wasserstein", "tau": 0.0}
+
+
+def tiny(**changes):
+    """A job of a few milliseconds: two seeds, five records."""
+    return job(**{"dynamics": DESCENT, "record": {"count": 5}, "seeds": 2} | changes)
+
+
+def by_tau(*values, **changes):
+    return [tiny(loss=BURES | {"tau": value}, **changes) for value in values]
+
+
+def mixed():
+    """Two depths, two losses, three dynamics, several τ, one job that diverges."""
+    losses = (*(BURES | {"tau": tau} for tau in (0.0, 0.1, 0.3)), {"name": "frobenius"})
+    configs = [
+        tiny(loss=loss, dynamics=dynamics, initialization=BALANCED, network={"depth": depth, "bottleneck": 2})
+        for depth in (2, 3)
+        for loss in losses
+        for dynamics in (DESCENT, FLOW, END_TO_END)
+    ]
+    return [*configs, tiny(dynamics=DESCENT | {"step_size": 50.0})]
+
+
+def assert_same(left, right, tolerance=1e-10):
+    """All variables of two results agree, and so do the attributes but those of the occasion."""
+    assert set(left.dataset.variables) == set(right.dataset.variables)
+    for name, values in left.dataset.variables.items():
+        other = right.dataset[name].values
+        if values.dtype.kind in "OU":
+            np.testing.assert_array_equal(values.values, other, err_msg=name)
+        else:
+            np.testing.assert_allclose(values.values, other, rtol=tolerance, atol=tolerance, err_msg=name)
+    occasion = {"wall_seconds", "created", "command"}
+    for name in left.dataset.attrs.keys() - occasion:
+        np.testing.assert_array_equal(left.dataset.attrs[name], right.dataset.attrs[name], err_msg=name)
+
+
+@pytest.fixture
+def lanes_run(monkeypatch):
+    """How many lanes each batch that ran had."""
+    counts = []
+    begin = simulate.begin
+
+    def counted(problems, *arguments, **options):
+        counts.append(sum(problem.config.seeds for problem in problems))
+        return begin(problems, *arguments, **options)
+
+    monkeypatch.setattr(simulate, "begin", counted)
+    return counts
+
+
+def test_a_mixed_sweep_equals_its_jobs_alone_and_compiles_what_it_plans(monkeypatch):
+    configs = mixed()
+    refused = tiny(dynamics=DESCENT | {"step_size": -1.0})
+    planned = sweep.plan(dict(enumerate([*configs, refused])))
+    assert list(planned.refused) == [len(configs)]
+    assert str(planned.refused[len(configs)]).startswith("dynamics.step_size: got -1")
+    # Programs: depth × dynamics × (τ = 0, τ > 0, Frobenius), where an end-to-end flow is of any depth,
+    # and the one that diverges has the widths of no other.
+    assert len(planned.programs) == 2 * 2 * 3 + 3 + 1
+    assert planned.lanes == 2 * len(configs)
+
+    traced = []
+    step = integrate.step
+
+    def counted(dynamics, state, until):
+        traced.append(1)
+        return step(dynamics, state, until)
+
+    monkeypatch.setattr(integrate, "step", counted)
+    program.program.cache_clear()
+    done = {each.job: each.outcome for each in sweep.execute(planned)}
+    assert program.program.cache_info().misses == len(planned.programs)
+    monkeypatch.undo()
+    per_program = len(traced) / len(planned.programs)
+    assert per_program == int(per_program), "a program was traced more often than another"
+    assert set(done[len(configs) - 1].outcomes) == {"diverged"}
+    for number, config in enumerate(configs):
+        assert_same(done[number], simulate.run(config))
+
+
+def test_the_order_is_kept_and_jobs_of_equal_content_run_once(lanes_run):
+    configs = by_tau(0.2, 0.1, 0.2, 0.3)
+    found = sweep.run(configs)
+    assert [result.config.json() for result in found] == [config.json() for config in configs]
+    assert lanes_run == [6]
+
+
+@pytest.mark.parametrize("lanes_per_batch", [1, 3, 5])
+def test_batches_of_any_size_give_the_same(lanes_per_batch, lanes_run):
+    """Five seeds are more than one or three lanes: the job is cut, and joined again."""
+    configs = by_tau(0.1, 0.2, seeds=5, seed=7)
+    alone = [simulate.run(config) for config in configs]
+    lanes_run.clear()
+    found = sweep.run(configs, Sweep(lanes_per_batch=lanes_per_batch))
+    assert max(lanes_run) == lanes_per_batch
+    assert sum(lanes_run) == 10
+    for left, right in zip(found, alone, strict=True):
+        assert_same(left, right, 0)
+
+
+def test_what_is_stored_is_not_computed_again(tmp_path, lanes_run):
+    store = Store(tmp_path)
+    first = sweep.run(by_tau(0.1, 0.2), store=store)
+    assert lanes_run == [4]
+    again = sweep.run(by_tau(0.0, 0.1, 0.2, 0.3), store=store)
+    assert lanes_run == [4, 2, 2]  # τ = 0 is a program of its own
+    for left, right in zip(first, again[1:3], strict=True):
+        assert_same(left, right, 0)
+    sweep.run(by_tau(0.1, 0.2), Sweep(fresh=True), store=store)
+    assert lanes_run == [4, 2, 2, 4]
+
+
+def test_a_damaged_file_is_computed_again(tmp_path, lanes_run):
+    store = Store(tmp_path)
+    (before,) = sweep.run(by_tau(0.1), store=store)
+    (file,) = tmp_path.glob("*.nc")
+    file.write_bytes(file.read_bytes()[:1000])
+    (after,) = sweep.run(by_tau(0.1), store=store)
+    assert lanes_run == [2, 2]
+    assert_same(before, after, 0)
+
+
+def test_a_batch_goes_on_from_its_checkpoint(tmp_path, lanes_run, monkeypatch):
+    """Ctrl-C in the middle of a batch; the next call takes the remaining steps only, to the same bits."""
+    configs = by_tau(0.1, 0.2, dynamics=DESCENT | {"steps": 4000}, record={"count": 40})
+    undisturbed = sweep.run(configs)
+
+    def interrupt(progress):
+        if progress.running is not None and progress.running.position >= 2000:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(configs, store=store, on_progress=interrupt)
+    (kept,) = store.checkpoints()
+    assert len(kept[0]) == 2
+    positions = []
+
+    def note(progress):
+        if progress.running is not None:
+            positions.append(progress.running.position)
+
+    # A job more changes the batches, but not that one.
+    found = sweep.run([*configs, *by_tau(0.5)], store=store, on_progress=note)
+    assert min(positions[:3]) >= 2000
+    assert store.checkpoints() == []
+    for left, right in zip(found, undisturbed, strict=False):
+        assert_same(left, right, 0)
+
+
+def out_of_memory(most, begin=simulate.begin):
+    """A device with room for so many lanes."""
+
+    def refusing(problems, *arguments, **options):
+        if sum(problem.config.seeds for problem in problems) > most:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        return begin(problems, *arguments, **options)
+
+    return refusing
+
+
+def test_out_of_memory_halves_the_batch(monkeypatch):
+    configs = by_tau(0.1, 0.2, 0.3, seeds=4)
+    expected = sweep.run(configs)
+    monkeypatch.setattr(simulate, "begin", out_of_memory(3))
+    for left, right in zip(sweep.run(configs), expected, strict=True):
+        assert_same(left, right, 0)
+    monkeypatch.setattr(simulate, "begin", out_of_memory(0, simulate.begin))
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        sweep.run(configs)
+
+
+def test_a_job_that_fails_fails_alone(monkeypatch):
+    """What one job raises in the middle of a batch is that job's, and the others have their results."""
+    configs = by_tau(0.1, 0.2, 0.3, 0.4, 0.5)
+    begin = simulate.begin
+
+    def failing(problems, *arguments, **options):
+        if any(problem.lane.loss["tau"] == 0.4 for problem in problems):
+            raise ValueError("no such luck")
+        return begin(problems, *arguments, **options)
+
+    monkeypatch.setattr(simulate, "begin", failing)
+    done = {each.job: each.outcome for each in sweep.execute(sweep.plan(dict(enumerate(configs))))}
+    assert isinstance(done[3], ValueError)
+    monkeypatch.undo()
+    for number in (0, 1, 2, 4):
+        assert_same(done[number], simulate.run(configs[number]))
+
+
+def test_a_start_that_is_refused_late_fails_alone():
+    """Whether a start is balanced is known only when it is drawn."""
+    network = {"depth": 2, "bottleneck": 2}
+    sound = tiny(dynamics=END_TO_END, initialization=BALANCED, network=network)
+    other = tiny(dynamics=END_TO_END, initialization={"name": "xavier_normal"}, network=network)
+    done = {each.job: each.outcome for each in sweep.execute(sweep.plan({0: other, 1: sound}))}
+    refused = sweep.plan({0: other}).refused
+    assert isinstance(refused.get(0, done.get(0)), InvalidOption)
+    assert set(done[1].outcomes) == {"reached_end"}
+
+
+def test_single_precision_agrees_with_double():
+    configs = by_tau(0.0, 0.1, initialization={"name": "close_to_target"})
+    singles = by_tau(0.0, 0.1, initialization={"name": "close_to_target"}, precision="float32")
+    for double, single in zip(*(sweep.run(each) for each in (configs, singles)), strict=True):
+        assert single.dataset["loss"].dtype == np.float32
+        for name in ("singular_values", "final_end_to_end"):
+            scale = np.abs(double.dataset[name].values).max()
+            np.testing.assert_allclose(
+                single.dataset[name].values, double.dataset[name].values, rtol=0, atol=1e-5 * scale
+            )
+
+
+def test_progress_counts_every_job_and_lane():
+    seen = []
+    configs = dict(enumerate([*by_tau(0.0, 0.1, 0.2), tiny(dynamics=DESCENT | {"step_size": -1.0})]))
+    list(sweep.execute(sweep.plan(configs), on_progress=seen.append))
+    assert seen[-1][:6] == (4, 4, 0, 1, 6, 6)
+    assert seen[-1].running is None
+    assert [each.done for each in seen] == sorted(each.done for each in seen)
+    assert {each.running.lanes for each in seen if each.running} == {2, 4}
+
+
+def test_more_devices_than_there_are():
+    with pytest.raises(InvalidOption, match=r"^sweep.devices: got 64; takes an integer up to 1"):
+        sweep.plan(dict(enumerate(by_tau(0.1))), Sweep(devices=64))
+
+
+def test_results_read_back_from_the_store_are_those_that_were_computed(tmp_path):
+    store = Store(tmp_path)
+    (computed,) = sweep.run(by_tau(0.1), store=store)
+    (read,) = sweep.run(by_tau(0.1), store=store)
+    xarray.testing.assert_identical(computed.dataset, read.dataset)
