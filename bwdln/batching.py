@@ -24,6 +24,10 @@ class Job(NamedTuple):
     folder: Path
 
 
+class Refused(Exception):
+    """A job failed, and its user has been told why."""
+
+
 class BatchTask(Protocol):
     """A task that runs the jobs of a sweep together; a function declares it by two attributes."""
 

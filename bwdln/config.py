@@ -149,7 +149,7 @@ class Sweep:
 
     dry_run: bool = host(False)
     fresh: bool = host(False)
-    zip: tuple[Any, ...] = host(())
+    zip: tuple[object, ...] = host(())
     lanes_per_batch: int | None = host(None)
     devices: int | None = host(None)
     checkpoint_seconds: float = host(30.0)

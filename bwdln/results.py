@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import netCDF4
 import numpy as np
 import xarray
 
@@ -39,6 +40,7 @@ SCHEMA = 1
 #: Variables of at least this many bytes are compressed, losslessly, and get a checksum; for smaller
 #: ones both would only make the file larger.
 COMPRESS_FROM = 2**16
+LARGE = {"zlib": True, "complevel": 1, "shuffle": True, "fletcher32": True}
 
 #: The packages whose versions a result records.
 PACKAGES = ("bwdln", "jax", "jaxlib", "optax", "numpy", "xarray", "netCDF4")
@@ -287,18 +289,37 @@ def _as_bad_folder(folder: Path) -> Iterator[None]:
 
 
 def _write(dataset: xarray.Dataset, path: Path) -> None:
-    """Write and flush to the disk; NaN is stored as it is, not as a fill value."""
-    dataset = dataset.drop_encoding()
-    encoding = {name: _encoding(dataset[name]) for name in dataset.variables}
-    dataset.to_netcdf(path, engine="netcdf4", format="NETCDF4", encoding=encoding)
+    """Write and flush to the disk; NaN is stored as it is, not as a fill value.
+
+    What `xarray.Dataset.to_netcdf` writes, in a fifth of its time, which counts in a sweep of thousands.
+    """
+    with netCDF4.Dataset(path, "w", format="NETCDF4") as file:
+        file.set_fill_off()
+        for name, size in dataset.sizes.items():
+            file.createDimension(name, size)
+        attributes = dict(dataset.attrs)
+        beside = [str(name) for name in dataset.coords if name not in dataset.dims]
+        if beside:
+            attributes["coordinates"] = " ".join(beside)
+        file.setncatts(attributes)
+        made = {name: _made(file, str(name), variable) for name, variable in dataset.variables.items()}
+        # All values come after all definitions: the library changes between the two at a price.
+        for name, variable in dataset.variables.items():
+            if variable.size:
+                made[name][...] = variable.values.astype(object) if _is_text(variable) else variable.values
     _flush(path)
 
 
-def _encoding(variable: xarray.DataArray) -> dict[str, Any]:
-    if variable.dtype.kind in "OU":
-        return {}
-    large = {"zlib": True, "complevel": 1, "shuffle": True, "fletcher32": True}
-    return {"_FillValue": None} | (large if variable.nbytes >= COMPRESS_FROM else {})
+def _made(file: netCDF4.Dataset, name: str, variable: xarray.Variable) -> netCDF4.Variable:
+    """The definition of a variable in a file, with its attributes."""
+    large = LARGE if variable.nbytes >= COMPRESS_FROM and not _is_text(variable) else {}
+    made = file.createVariable(name, str if _is_text(variable) else variable.dtype, variable.dims, **large)
+    made.setncatts(variable.attrs)
+    return made
+
+
+def _is_text(variable: xarray.Variable) -> bool:
+    return variable.dtype.kind in "OU"
 
 
 def _flush(path: Path) -> None:

@@ -24,10 +24,12 @@ import textwrap
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 import bwdln
 from bwdln import results
@@ -44,7 +46,7 @@ log = logging.getLogger(__name__)
 
 #: Parts of the package that decide no number of a result.
 NOT_NUMERICS = (
-    *("analysis", "batching", "collection", "comparison", "errors", "figures", "fits", "interruption"),
+    *("analysis", "batching", "collection", "comparison", "errors", "figures", "interruption"),
     *("launcher", "results", "store", "studies", "sweep", "types"),
 )
 #: The choices of a configuration, and where their functions are.
@@ -205,16 +207,17 @@ class Store:
         """
         results.writable(self.folder)
         with _writing(self.folder):
-            file = open(self.folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115
+            file = open(self.folder / "lock", "a+b", buffering=0)  # noqa: SIM115
         with file:
             with _writing(self.folder):
                 if not _locked(file):
                     file.seek(0)
-                    takes = f"a folder where no sweep runs; there is {file.read()}: wait, or choose another"
+                    holder = " ".join(file.read().decode(errors="replace").split())
+                    takes = f"a folder where no sweep runs; there is {holder}: wait, or choose another"
                     raise InvalidOption("hydra.sweep.dir", self.folder.parent, takes)
                 file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}, {shlex.join(sys.orig_argv)}")
-                file.flush()
+                own = f"process {os.getpid()} on {socket.gethostname()}, {shlex.join(sys.orig_argv)}"
+                file.write(own.encode(errors="replace"))
                 self._tidy()
             yield
 
@@ -296,7 +299,8 @@ class Store:
             with _writing(path.parent):
                 with temporary.open("wb") as file:
                     named: dict[str, Any] = {f"state_{name}": each for name, each in arrays.items()}
-                    np.savez(file, keys=np.array(list(keys)), **named)
+                    named |= {"keys": np.array(list(keys)), "names": np.array(list(arrays), str)}
+                    np.savez(file, **named)
                     file.flush()
                     os.fsync(file.fileno())
                 temporary.replace(path)
@@ -307,7 +311,7 @@ class Store:
         """The keys of every batch that has a checkpoint which can be read."""
         found = []
         for path in sorted(self.folder.glob("checkpoints/[!.]*.npz")):
-            with contextlib.suppress(*UNREADABLE), np.load(path, allow_pickle=False) as file:
+            with contextlib.suppress(*UNREADABLE), _opened(path) as file:
                 found.append(tuple(map(str, file["keys"])))
         return found
 
@@ -317,12 +321,14 @@ class Store:
         if not path.is_file():
             return None
         try:
-            read = _read_arrays(path)
-            check(list(map(str, read.pop("keys"))) == list(keys), "path", path, "the checkpoint of its name")
+            _check_sums(path)
+            with _opened(path) as file:
+                same = list(map(str, file["keys"])) == list(keys)
+                check(same, "path", path, "the checkpoint of its name")
+                return {str(name): file[f"state_{name}"] for name in file["names"]}
         except UNREADABLE as error:
             self._set_aside(path, error)
             return None
-        return {name.removeprefix("state_"): array for name, array in read.items()}
 
     def drop_checkpoint(self, keys: Sequence[str]) -> None:
         """Remove what was saved of a batch, if anything was."""
@@ -343,14 +349,19 @@ class Store:
         log.warning("%s is computed again; the file is kept as %s.damaged (%s)", path, path.name, reason)
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz` file; raises one of `UNREADABLE` unless it is as it was written."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[NpzFile]:
+    """The arrays of an `.npz` file; it is closed even where NumPy cannot make sense of it."""
+    with path.open("rb") as stream, NpzFile(stream, allow_pickle=False) as file:
+        yield file
+
+
+def _check_sums(path: Path) -> None:
+    """Compare every checksum; NumPy does not where a damaged shape makes it read less."""
     with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()  # NumPy compares no checksum where a damaged shape makes it read less
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
 
 @contextlib.contextmanager
@@ -363,7 +374,7 @@ def _writing(folder: Path) -> Iterator[None]:
         raise InvalidOption("folder", folder, takes) from error
 
 
-def _locked(file: TextIO) -> bool:
+def _locked(file: FileIO) -> bool:
     """Lock a file, unless another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: The file that says that a study in a sweep ended, and its score.
+ENDED = "study.json"
 #: So many rows of the table are printed; the file holds all.
 LISTED = 20
 
@@ -128,14 +130,15 @@ class Batches:
                     raise job.options
                 training = command_line.training(job.options)
             except Exception as error:
+                if isinstance(error, InvalidOption) and _is_of_the_sweep(error.option):
+                    raise
                 self._failed[job.number] = error
                 continue
             self._trainings[job.number] = training
             if training.config.study is not None:
                 self._alone.add(job.number)
         for name in sorted({name for job in jobs for name in job.swept}):
-            whole = name.partition(".")[0] not in command_line.NOT_OF_THE_RESULT
-            check(whole, name, "several values", "one value for the whole sweep")
+            check(not _is_of_the_sweep(name), name, "several values", "one value for the whole sweep")
 
     def _options(self) -> Sweep:
         return next((each.sweep for each in self._trainings.values()), Sweep())
@@ -184,14 +187,29 @@ class Batches:
         return value
 
     def _conduct(self, number: int) -> float:
-        """Run a job on its own."""
+        """Conduct a study as a job, unless an earlier sweep did."""
+        from bwdln import store
         from experiments import train
 
+        training, folder = self._trainings[number], self._jobs[number].folder
         try:
-            folder = self._jobs[number].folder
+            key, ended = store.key(training.config), folder / ENDED
+            if ended.is_file() and not training.sweep.fresh:
+                found = json.loads(ended.read_text(encoding="utf-8"))
+                if found.get("key") == key:
+                    log.info("conducted by an earlier sweep")
+                    return float(found["score"])
             free = not command_line.holds_result(folder)
-            check(free, "hydra.sweep.dir", folder, "a folder without a study; this one has one")
-            return train.train(self._trainings[number], folder)
-        except InvalidOption as error:
+            takes = "a folder without another study, or one that did not end: move it away"
+            check(free, "hydra.sweep.dir", folder, takes)
+            score = train.train(training, folder)
+            ended.write_text(json.dumps({"key": key, "score": score}), encoding="utf-8")
+        except Exception as error:
             self._failed[number] = error
             self._refuse(number)
+        return score
+
+
+def _is_of_the_sweep(option: str) -> bool:
+    """Whether an option holds of all jobs of a sweep."""
+    return option.partition(".")[0] in command_line.NOT_OF_THE_RESULT

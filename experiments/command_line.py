@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from bwdln.batching import BatchTask, expose_plugin
+from bwdln.batching import BatchTask, Refused, expose_plugin
 from bwdln.config import Landscape, Training, from_mapping
 from bwdln.errors import InvalidOption, check
 from bwdln.registry import Choice, load_plugins
@@ -61,10 +61,6 @@ class Sweeps(BatchTask, Protocol):
 
     def interrupted(self) -> str:
         """Say what came of a sweep that Ctrl-C ended."""
-
-
-class Refused(Exception):
-    """A job of a sweep was refused, and its line already said."""
 
 
 def application(
@@ -149,9 +145,7 @@ def refuse(job: int, error: Exception) -> NoReturn:
 
 def said(error: Exception) -> str:
     """An error of one job in one line."""
-    if isinstance(error, InvalidOption):
-        return explain.one_line(error)
-    return explain.unforeseen(error)
+    return explain.of_job(error)
 
 
 def _raised_in_job(error: Exception) -> bool:

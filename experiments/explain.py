@@ -56,6 +56,18 @@ def before_job(error: Exception, config_name: str) -> str:
     return unforeseen(error)
 
 
+def of_job(error: Exception) -> str:
+    """One line for an error of one job among others, in composing it or in running it."""
+    if isinstance(error, OmegaConfBaseException):
+        return one_line(unresolved(error))
+    if isinstance(error, MissingConfigException):
+        return one_line(_unknown_choice(error))
+    if isinstance(error, HydraException):
+        cause = f": {str(error.__cause__).partition(chr(10))[0]}" if error.__cause__ else ""
+        return one_line(error) + cause
+    return one_line(error) if isinstance(error, InvalidOption) else unforeseen(error)
+
+
 def unforeseen(error: Exception) -> str:
     """An error that is not of its user, in one line."""
     return f"{type(error).__name__}: {one_line(error)} (HYDRA_FULL_ERROR=1 shows where)"

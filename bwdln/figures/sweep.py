@@ -259,16 +259,17 @@ def _final_map(
         norm = (LogNorm if _over_decades(shown) else Normalize)(shown.min(), shown.max())
     row, column = np.nonzero(np.isinf(table))
     style: Options = {"norm": norm, "cmap": "cividis", "rasterized": table.size > 1e4}
+    smaller = min(1.0, 12 / max(table.shape)) if cells else 1.0
     if cells:
         axes.set_facecolor("#EBEBEB")
         image: Any = axes.pcolormesh(along, up, np.where(np.isinf(table), np.nan, table), **style)
-        small = min(1.0, 12 / max(table.shape))
-        axes.plot(along[column], up[row], **{**CROSS, "markersize": 4 * small, "markeredgewidth": small})
     else:
         size = 14 if len(finals.job) <= TOLD_APART * FEW else 6
         there = np.nonzero(np.isfinite(table))
         image = axes.scatter(along[there[1]], up[there[0]], c=table[there], s=size, linewidths=0, **style)
-        axes.plot(along[column], up[row], **CROSS)
+    if row.size:
+        cross: Options = {**CROSS, "markersize": 4 * smaller, "markeredgewidth": smaller}
+        axes.plot(along[column], up[row], **cross)
     bar = figure.colorbar(image, ax=axes, label=label)
     bar.outline.set_linewidth(0.5)
     handles: list[Artist] = []

@@ -11,9 +11,11 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from bwdln.errors import InvalidOption, check
+from bwdln.batching import Refused
+from bwdln.errors import InvalidOption, check, within
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,9 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Sequence[JobReturn]] |
     """
     given = [f"{name}={values}" for name, values in sweeper.params.items()]
     parser = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader)
-    found = jobs(parser.parse_overrides([*given, *arguments]), _zipped(sweeper.zip))
+    # An application may offer the option under a name of its own, as the default of the sweeper has it.
+    with within("sweep" if "sweep" in sweeper.config else "hydra.sweeper"):
+        found = jobs(parser.parse_overrides([*given, *arguments]), _zipped(sweeper.zip))
     size = sweeper.max_batch_size
     check(size is None or size > 0, "hydra.sweeper.max_batch_size", size, "an integer from 1, or null")
     if sweeper.dry_run:
@@ -43,7 +47,9 @@ def sweep(sweeper: Any, arguments: Sequence[str]) -> list[Sequence[JobReturn]] |
         returns.append(sweeper.launcher.launch(batch, initial_job_idx=first))
     for each in itertools.chain.from_iterable(returns):
         if each.status == JobStatus.FAILED:
-            _ = each.return_value  # raises what the job raised
+            if isinstance(each._return_value, Refused):
+                raise each._return_value
+            _ = each.return_value  # says which job failed, and raises what it raised
     return returns
 
 
@@ -61,7 +67,7 @@ def jobs(overrides: Sequence[Override], zipped: Sequence[Sequence[str]]) -> list
             values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
             takes = "a list, a range or a glob of values: hydra/sweeper=grid goes through all of them"
-            raise InvalidOption(key, str(override.input_line).partition("=")[2], takes)
+            raise HydraException(f"{override.input_line}: takes {takes}")
     return [list(itertools.chain.from_iterable(job)) for job in itertools.product(*_axes(values, zipped))]
 
 
