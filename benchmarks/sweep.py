@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,9 @@ def parts(jobs: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--sample", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
@@ -103,7 +105,10 @@ def main() -> None:
     if given.parts:
         show(parts(given.jobs), given.jobs)
         return
-    launchers = ["basic", *(["joblib"] if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") else [])]
+    launchers = [
+        "basic",
+        *(["joblib"] if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") else []),
+    ]
     whole: list[float] = []
     others: dict[str, list[float]] = {name: [] for name in launchers}
     for _ in range(given.repeats):
@@ -111,11 +116,14 @@ def main() -> None:
         for name in launchers:
             others[name].append(per_job(name, given.sample))
     batched = statistics.median(whole)
-    print(f"batched: {given.jobs} jobs in {batched:.1f} s, {given.jobs / batched:.1f} jobs a second, start-up included")
+    rate = given.jobs / batched
+    print(f"batched: {given.jobs} jobs in {batched:.1f} s, {rate:.1f} a second, start-up included")
     for name, each in others.items():
         one = statistics.median(each)
         ratio = one * given.jobs / batched
-        print(f"{name}: {one * 1e3:.0f} ms a job, {1 / one:.2f} a second; batched is {ratio:.0f} times as fast")
+        print(
+            f"{name}: {one * 1e3:.0f} ms a job, {1 / one:.2f} a second; batched is {ratio:.0f} times as fast"
+        )
 
 
 def show(spent: dict[str, float], jobs: int) -> None:

@@ -172,7 +172,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Training:
-    """What `experiments.train` takes: a configuration, what to make of its result, how to run a sweep of it."""
+    """What `experiments.train` takes: a configuration, what to make of its result, how to sweep."""
 
     config: Config
     output: Output

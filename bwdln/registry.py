@@ -8,6 +8,7 @@ there as traced numbers: check their range only where they are plain ones, as `i
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import math
@@ -21,6 +22,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from bwdln.errors import InvalidOption, check, nearest, within
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+_signature = functools.cache(inspect.signature)
+_hints = functools.cache(get_type_hints)
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Registry:
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
         """The options a function takes: its parameters that are keyword-only or have a default."""
-        parameters = inspect.signature(self[name]).parameters.values()
+        parameters = _signature(self[name]).parameters.values()
         optional = (p for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty)
         return {p.name: p for p in optional}
 
@@ -111,7 +116,7 @@ class Registry:
         of the wrong type. An integer is accepted for a float; nothing else is converted.
         """
         function, taken = self[name], self.options(name)
-        hints = get_type_hints(function)
+        hints = _hints(function)
         with within(self.group):
             for option, value in options.items():
                 if option not in taken:

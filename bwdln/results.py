@@ -224,6 +224,7 @@ def save(result: Result, folder: str | Path) -> Path:
     try:
         with _as_bad_folder(folder):
             _write(result.dataset, temporary)
+            _flush(temporary)
             return _publish(temporary, folder)
     finally:
         temporary.unlink(missing_ok=True)
@@ -232,6 +233,8 @@ def save(result: Result, folder: str | Path) -> Path:
 def write(result: Result, path: str | Path) -> None:
     """Write a result to that path, in place of what is there, at once or not at all.
 
+    It is not flushed to the disk: a process that is killed leaves no part of a file under that name, but a
+    machine that loses its power may.
     Raises `InvalidOption` if it cannot be written; what was there stays then.
     """
     write_dataset(result.dataset, path)
@@ -251,7 +254,7 @@ def write_dataset(dataset: xarray.Dataset, path: str | Path) -> None:
 
 
 def joined(parts: Sequence[Result], config: Config) -> Result:
-    """Results of one configuration but for their seeds, which follow each other, as the result of `config`."""
+    """Results of one configuration but for their seeds, which follow each other, as that of `config`."""
     first = parts[0].dataset
     dataset = xarray.concat(
         [part.dataset for part in parts],
@@ -289,14 +292,14 @@ def _as_bad_folder(folder: Path) -> Iterator[None]:
 
 
 def _write(dataset: xarray.Dataset, path: Path) -> None:
-    """Write and flush to the disk; NaN is stored as it is, not as a fill value.
+    """Write all of a file; NaN is stored as it is, not as a fill value.
 
     What `xarray.Dataset.to_netcdf` writes, in a fifth of its time, which counts in a sweep of thousands.
     """
     with netCDF4.Dataset(path, "w", format="NETCDF4") as file:
         file.set_fill_off()
         for name, size in dataset.sizes.items():
-            file.createDimension(name, size)
+            file.createDimension(str(name), size)
         attributes = dict(dataset.attrs)
         beside = [str(name) for name in dataset.coords if name not in dataset.dims]
         if beside:
@@ -307,13 +310,13 @@ def _write(dataset: xarray.Dataset, path: Path) -> None:
         for name, variable in dataset.variables.items():
             if variable.size:
                 made[name][...] = variable.values.astype(object) if _is_text(variable) else variable.values
-    _flush(path)
 
 
 def _made(file: netCDF4.Dataset, name: str, variable: xarray.Variable) -> netCDF4.Variable:
     """The definition of a variable in a file, with its attributes."""
-    large = LARGE if variable.nbytes >= COMPRESS_FROM and not _is_text(variable) else {}
-    made = file.createVariable(name, str if _is_text(variable) else variable.dtype, variable.dims, **large)
+    large: dict[str, Any] = LARGE if variable.nbytes >= COMPRESS_FROM and not _is_text(variable) else {}
+    kind: Any = str if _is_text(variable) else variable.dtype
+    made = file.createVariable(name, kind, [str(each) for each in variable.dims], **large)
     made.setncatts(variable.attrs)
     return made
 

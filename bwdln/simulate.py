@@ -34,7 +34,7 @@ from bwdln.lanes import Lanes, Progress
 from bwdln.losses import LOSSES, Loss
 from bwdln.program import Lane, Static
 from bwdln.record_points import record_points
-from bwdln.registry import load_plugins
+from bwdln.registry import Choice, load_plugins
 from bwdln.targets import Target
 from bwdln.types import Array, Scalar, Weights, Widths
 
@@ -125,17 +125,15 @@ def _integrated(
 
 def finished(problems: Sequence[Problem], history: History, seconds: float) -> list[results.Result]:
     """The result of each problem, from its part of the lanes, which ran for so many seconds."""
-    done, taken = [], 0
+    done, taken, origin = [], 0, results.provenance()
     for problem in problems:
         own = slice(taken, taken + problem.config.seeds)
         taken = own.stop
         with _on_cpu():
             parts = jax.tree.map(lambda leaf, own=own: leaf[own], history[:3])
-            dataset = _dataset(problem, *parts)
-        if problem.samples is not None:
-            dataset = _with_samples(dataset, problem.samples)
-        attributes = _attributes(problem, history.interrupted, seconds)
-        done.append(results.Result(dataset.assign_attrs(attributes)))
+            variables, coordinates = _dataset(problem, *parts)
+        attributes = origin | _attributes(problem, history.interrupted, seconds)
+        done.append(results.Result(xarray.Dataset(variables, coordinates, attributes)))
     return done
 
 
@@ -145,9 +143,7 @@ def points(problems: Sequence[Problem]) -> np.ndarray:
     return stacked
 
 
-def begin(
-    problems: Sequence[Problem], devices: Sequence[jax.Device] | None = None
-) -> tuple[Start, Lanes]:
+def begin(problems: Sequence[Problem], devices: Sequence[jax.Device] | None = None) -> tuple[Start, Lanes]:
     """The starts and the lanes of problems as `run_together` takes them, before the first step.
 
     They are spread over the `devices`, all there are if none are given.
@@ -180,7 +176,7 @@ def prepare(config: Config) -> Problem:
     # Only numbers are looked at here, so the gradients need not be any; the depth is checked below.
     dynamics: Dynamics = DYNAMICS.build(config.dynamics, lambda weights: weights, 1.0)
     with _on_cpu():
-        target, samples = targets.TARGETS.build(config.target), data.samples(config.target)
+        target, samples = _target(config.target)
     _check_scale(target, config.precision)
     with within("network"):
         widths, depth = _widths(target.dimension, config, dynamics)
@@ -207,6 +203,18 @@ def prepare(config: Config) -> Problem:
         widths=widths,
         start_widths=start_widths,
     )
+
+
+def _target(choice: Choice) -> tuple[Target, data.Samples | None]:
+    """The target of a choice and the data behind it: made once for many jobs, unless a file may change."""
+    if any(name == "path" for name, _ in choice.options):
+        return targets.TARGETS.build(choice), data.samples(choice)
+    return _same_target(targets.TARGETS.resolved(choice), targets.TARGETS[choice.name])
+
+
+@functools.lru_cache(maxsize=64)
+def _same_target(choice: Choice, _function: Callable[..., Target]) -> tuple[Target, data.Samples | None]:
+    return targets.TARGETS.build(choice), data.samples(choice)
 
 
 def _widths(dimension: int, config: Config, dynamics: Dynamics) -> tuple[Widths, float]:
@@ -343,8 +351,8 @@ DIMENSIONS = {"imbalance": ("interface",), "end_to_end": ("feature", "latent")} 
 
 def _dataset(
     problem: Problem, start: Start, records: list[dict[str, np.ndarray]], final: dict[str, np.ndarray]
-) -> xarray.Dataset:
-    """Records, start and final weights, in data coordinates, as a dataset of results' layout."""
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Variables and coordinates of a result: records, start and final weights, in data coordinates."""
     config = problem.config
     variables: dict[str, Any] = {
         name: (("seed", "record", *DIMENSIONS.get(name, ())), np.stack(values, axis=1))
@@ -377,7 +385,7 @@ def _dataset(
         coordinates["interface"] = np.arange(1, len(problem.static.widths) - 1)
     else:
         variables.pop("imbalance", None)
-    return xarray.Dataset(variables, coordinates).assign(_references(problem))
+    return variables | _references(problem) | _samples(problem.samples), coordinates
 
 
 def _whole(problem: Problem, start: Start, generators: np.ndarray) -> np.ndarray:
@@ -414,21 +422,24 @@ def _references(problem: Problem) -> dict[str, Any]:
     }
 
 
-def _with_samples(dataset: xarray.Dataset, samples: data.Samples) -> xarray.Dataset:
-    """The dataset with some of the data, and what to add to a generated sample to be like them."""
+def _samples(samples: data.Samples | None) -> dict[str, Any]:
+    """Some of the data, and what to add to a generated sample to be like them."""
+    if samples is None:
+        return {}
     rows = np.asarray(samples.values)
     chosen = np.linspace(0, len(rows) - 1, min(REAL_SAMPLES, len(rows))).astype(int)
-    shape = {} if samples.image_shape is None else {"image_shape": np.array(samples.image_shape)}
-    return dataset.assign(
-        sample_mean=("feature", rows.mean(axis=0) * samples.center),
-        real_samples=(("example", "feature"), rows[chosen]),
-    ).assign_attrs(shape)
+    return {
+        "sample_mean": ("feature", rows.mean(axis=0) * samples.center),
+        "real_samples": (("example", "feature"), rows[chosen]),
+    }
 
 
 def _attributes(problem: Problem, interrupted: bool, seconds: float) -> dict[str, Any]:
     """What a result says about where it comes from."""
     config = problem.config
-    return results.provenance() | {
+    image = problem.samples.image_shape if problem.samples is not None else None
+    shape = {} if image is None else {"image_shape": np.array(image)}
+    return shape | {
         "configuration": config.json(),
         "widths": np.array(problem.widths),
         "depth": float(problem.lane.depth),

@@ -30,7 +30,7 @@ from bwdln.store import key as key_of
 
 log = logging.getLogger(__name__)
 
-#: Lanes in a batch on a CPU unless told otherwise. More gain nothing there, and a batch is what a failure costs.
+#: Lanes in a batch on a CPU unless told otherwise: more gain nothing, and a batch is what a failure costs.
 LANES_PER_BATCH_ON_CPU = 512
 #: The share of the memory that a batch may take by its estimate, which leaves out what XLA needs meanwhile.
 SHARE_OF_MEMORY = 0.2
@@ -256,8 +256,8 @@ def execute(
 ) -> Iterator[Done]:
     """Run what was planned, batch after batch; every job that can run is yielded once, when it is done.
 
-    A batch that fails is halved, until the job that fails is alone, or until it fits into memory. Ctrl-C saves
-    the batch in progress and raises `KeyboardInterrupt`; a second one gives up at once.
+    A batch that fails is halved, until the job that fails is alone, or until it fits into memory. Ctrl-C
+    saves the batch in progress and raises `KeyboardInterrupt`; a second one gives up at once.
     """
     options = options or Sweep()
     told = _Told(planned, on_progress)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from bwdln.batching import Job
 from bwdln.config import Output, Sweep, Training
@@ -16,6 +16,7 @@ from bwdln.errors import InvalidOption, check
 from experiments import command_line
 
 if TYPE_CHECKING:
+    from bwdln.collection import Collection
     from bwdln.store import Store
     from bwdln.sweep import Done, Plan
 
@@ -39,7 +40,10 @@ class Batches:
         self._folder: Path | None = None
         self._jobs: dict[int, Job] = {}
         self._trainings: dict[int, Training] = {}
-        self._done: dict[int, Done] = {}
+        self._swept: dict[int, Mapping[str, Any]] = {}
+        self._collection: Collection | None = None
+        self._ended: set[int] = set()
+        self._stored = 0  # of these, by an earlier sweep
         self._alone: set[int] = set()  # studies, which run programs of their own
         self._failed: dict[int, Exception] = {}
 
@@ -54,6 +58,7 @@ class Batches:
         Raises `InvalidOption` for what concerns the whole sweep, such as a folder that is in use.
         """
         from bwdln import analysis, sweep
+        from bwdln.collection import Collection
         from bwdln.store import Store
         from experiments import display
 
@@ -62,6 +67,7 @@ class Batches:
         check(not self._options().dry_run, "sweep.dry_run", True, takes)
         analysis.check_objective(self._output().objective)
         self._folder = folder
+        self._collection = self._collection or Collection(self._swept)
         store = Store(folder / "store")
         with store.lock():
             planned = self._planned(jobs, folder)
@@ -79,7 +85,6 @@ class Batches:
     def conclude(self) -> None:
         """Write the dataset, the table and the figures of the sweep, and say what came of it."""
         from bwdln import analysis, figures, results, studies
-        from bwdln.collection import Collection
         from experiments import display, train
 
         if self._folder is None:
@@ -87,24 +92,21 @@ class Batches:
         folder, output = self._folder, self._output()
         written: list[tuple[str, Path]] = []
         drawn: list[Path] = []
-        if self._done:
+        if self._collection is not None and self._ended - self._alone:
             failed = {job: command_line.said(error) for job, error in sorted(self._failed.items())}
-            collection = Collection({job: self._jobs[job].swept for job in sorted(self._done)})
-            for job in sorted(self._done):
-                collection.add(job, self._done[job].outcome)
             attributes = {"failed": json.dumps(failed), "objective": output.objective}
-            dataset = collection.dataset(results.provenance() | attributes)
+            dataset = self._collection.dataset(results.provenance() | attributes)
             results.write_dataset(dataset, folder / "sweep.nc")
-            swept = {number: job.swept for number, job in self._jobs.items()}
             found = analysis.sweep_rows(dataset, failed, output.objective)
-            columns, rows = display.sweep_table(found, swept, output.objective)
+            columns, rows = display.sweep_table(found, self._swept, output.objective)
             table = studies.base.write_table(folder / "sweep.csv", columns, rows)
             written = [("dataset", folder / "sweep.nc"), ("table", table)]
-            display.show_table(display.listing(columns, rows[:LISTED]))
+            shown = [[display.cell(value) for value in row] for row in rows[:LISTED]]
+            display.show_table(display.listing(columns, shown))
             if len(rows) > LISTED:
                 print(f"… and {len(rows) - LISTED:,} more rows: see the table")
             drawn = figures.sweep(dataset, folder, output.objective) if output.figures != "never" else []
-        print(f"{self._came()}, {len(self._failed)} failed")
+        print(f"{self._came()}, {len(self._failed):,} failed")
         for line in train.ending(folder, written, drawn, time.perf_counter() - self._began):
             print(line)
 
@@ -115,16 +117,15 @@ class Batches:
         return f"interrupted: {self._came()}; the same command goes on from there"
 
     def _came(self) -> str:
-        ended = len(self._done) + len(self._alone - self._failed.keys())
-        stored = sum(done.stored for done in self._done.values())
-        return f"{ended:,} of {len(self._jobs):,} jobs done, {stored:,} of them by an earlier sweep"
+        counts = f"{len(self._ended):,} of {len(self._jobs):,} jobs done"
+        return f"{counts}, {self._stored:,} of them by an earlier sweep"
 
     # --- what the jobs are ---
 
     def _read(self, jobs: Sequence[Job]) -> None:
         """Check the options of each job; what is wrong with them fails that job alone."""
         for job in jobs:
-            self._jobs[job.number] = job
+            self._jobs[job.number], self._swept[job.number] = job, job.swept
             try:
                 if isinstance(job.options, Exception):
                     raise job.options
@@ -180,10 +181,13 @@ class Batches:
             if done.stored:
                 log.info("computed by an earlier sweep")
             value = train.finish(done.outcome, self._trainings[done.job], folder)
+            if self._collection is not None:
+                self._collection.add(done.job, done.outcome)
         except Exception as error:
             self._failed[done.job] = error
             self._refuse(done.job)
-        self._done[done.job] = done
+        self._ended.add(done.job)
+        self._stored += done.stored
         return value
 
     def _conduct(self, number: int) -> float:
@@ -198,6 +202,8 @@ class Batches:
                 found = json.loads(ended.read_text(encoding="utf-8"))
                 if found.get("key") == key:
                     log.info("conducted by an earlier sweep")
+                    self._stored += 1
+                    self._ended.add(number)
                     return float(found["score"])
             free = not command_line.holds_result(folder)
             takes = "a folder without another study, or one that did not end: move it away"
@@ -207,6 +213,7 @@ class Batches:
         except Exception as error:
             self._failed[number] = error
             self._refuse(number)
+        self._ended.add(number)
         return score
 
 

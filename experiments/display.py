@@ -62,7 +62,9 @@ def plan(planned: Any, jobs: int, studies: int) -> list[str]:
     lines = [f"plan      {jobs:,} jobs: {to_run:,} to run, {before:,} done before, {failed:,} refused{alone}"]
     if not batches:
         return lines
-    lines.append(f"programs  {len(planned.programs):,}, for {planned.lanes:,} lanes in {len(batches):,} batches")
+    lines.append(
+        f"programs  {len(planned.programs):,}, for {planned.lanes:,} lanes in {len(batches):,} batches"
+    )
     for program in planned.programs[:LISTED_PROGRAMS]:
         static, numbers = program[0][0].problem.static, {piece.job for batch in program for piece in batch}
         lanes = sum(piece.lanes for batch in program for piece in batch)
@@ -71,14 +73,18 @@ def plan(planned: Any, jobs: int, studies: int) -> list[str]:
     if len(planned.programs) > LISTED_PROGRAMS:
         lines.append(f"          … and {len(planned.programs) - LISTED_PROGRAMS:,} more")
     lines.append(f"devices   {len(planned.devices)} x {platform}")
-    lines.append(f"memory    about {on_device} on the devices and {on_host} for records, in the largest batch")
+    lines.append(
+        f"memory    about {on_device} on the devices and {on_host} for records, in the largest batch"
+    )
     return lines
 
 
 def _widths(widths: Sequence[int]) -> str:
     """Widths as text, equal ones behind each other counted."""
     runs = [(width, len(list(same))) for width, same in itertools.groupby(widths)]
-    return " ".join(f"{width}×{count}" if count > 2 else " ".join([str(width)] * count) for width, count in runs)
+    return " ".join(
+        f"{width}×{count}" if count > 2 else " ".join([str(width)] * count) for width, count in runs
+    )
 
 
 def _bytes(count: float) -> str:
@@ -185,15 +191,22 @@ def table(rows: Sequence[Any]) -> Table:
 
 def sweep_table(
     rows: Sequence[Any], swept: Mapping[int, Mapping[str, Any]], objective: str
-) -> tuple[list[str], list[list[str]]]:
-    """The columns and the texts of the rows of `analysis.sweep_rows`; what was swept over by job."""
+) -> tuple[list[str], list[list[Any]]]:
+    """Columns and cells of the rows of `analysis.sweep_rows`; `swept`: what was swept over, by job."""
     names = list(dict.fromkeys(name for options in swept.values() for name in options))
-    texts = []
+    cells = []
     for row in rows:
-        options = [str(swept[row.job].get(name, "")) for name in names]
-        came = ["", f"failed: {row.failed}"] if row.failed else [f"{row.objective:.3g}", row.outcomes]
-        texts.append([str(row.job), *options, *came, "best" if row.best else ""])
-    return ["job", *names, objective.replace("_", " "), "outcome", ""], texts
+        options = [swept[row.job].get(name) for name in names]
+        came = [None, f"failed: {row.failed}"] if row.failed else [row.objective, row.outcomes]
+        cells.append([row.job, *options, *came, "best" if row.best else ""])
+    return ["job", *names, objective, "outcome", ""], cells
+
+
+def cell(value: Any) -> str:
+    """A value in a printed table."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
 
 
 def listing(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: From bottom to top: a module imports from lower layers and from itself, never sideways.
 LAYERS = (
-    {"errors", "types", "interruption"},
+    {"errors", "types", "interruption", "batching"},
     {"registry"},
     {"config"},
     {"linalg", "arrays", "fits"},
@@ -25,7 +25,8 @@ LAYERS = (
     {"initializations"},
     {"losses"},
     {"dynamics", "diagnostics", "theory"},
-    {"results", "analysis", "comparison", "figures"},
+    {"results", "analysis", "collection", "comparison", "figures"},
+    {"store"},
     {"certification", "program", "record_points"},
     {"lanes"},
     {"simulate"},
@@ -41,6 +42,7 @@ BASE = {"errors", "types", "interruption", "registry"}
 ONLY = {
     "results": {"config", "initializations", "targets"},
     "analysis": {"config", "results", "targets"},
+    "collection": {"results"},
     "comparison": {"analysis", "fits", "results", "theory"},
     "figures": {"analysis", "comparison", "fits", "results", "theory"},
 }
@@ -51,6 +53,7 @@ CONFIG_READERS = {
     "certification",
     "record_points",
     "simulate",
+    "store",
     "sweep",
     "studies",
     "launcher",
@@ -65,7 +68,7 @@ LIBRARIES = {
     "omegaconf": {"experiments", "launcher"},
     "hydra_plugins": set(),
     "matplotlib": {"figures"},
-    "xarray": {"results", "analysis", "simulate"},
+    "xarray": {"results", "analysis", "collection", "simulate"},
     "netCDF4": {"results"},
     "sklearn": {"data"},
     "skimage": {"data"},
@@ -76,7 +79,7 @@ LIBRARIES = {
     "pytest": set(),
 }
 #: Parts that load without JAX, so that help and tab completion answer at once.
-LIGHT = {"errors", "types", "registry", "config"}
+LIGHT = {"errors", "types", "registry", "config", "batching", "launcher"}
 HEAVY = {"jax", "jaxlib", "optax"}
 
 
@@ -140,7 +143,7 @@ def allowed(part: str, other: str) -> bool:
         return other in BASE | ONLY[part]
     if other == "config":
         return part in CONFIG_READERS
-    if other in ("analysis", "comparison", "figures"):
+    if other in ("analysis", "collection", "comparison", "figures"):
         return part in FIGURE_READERS
     return LEVEL[other] < LEVEL.get(part, 0)
 

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from matplotlib.text import Text
 
-from bwdln import figures, results, simulate, studies
+from bwdln import figures, results, simulate, studies, sweep
 from bwdln.comparison import certificate_tightness as comparison
 from bwdln.config import Config, from_mapping
 from bwdln.errors import InvalidOption
@@ -176,7 +176,7 @@ def test_the_table_holds_every_depth_and_seed(conducted, found):
 def test_depths_are_lanes_of_one_program(tmp_path):
     problems = certificate_tightness.plan(configuration(), (1.0, 2.0, 7.5), tmp_path)
     assert list(problems) == ["depth_1", "depth_2", "depth_7.5"]
-    assert studies.base.groups(problems) == [list(problems)]
+    assert sweep.groups(problems) == [list(problems)]
     assert problems["depth_2"].config.network.depth == 2
 
 
@@ -295,7 +295,7 @@ def test_the_experiment_is_promised_everything(tmp_path):
     tau = dict(config.loss.options)["tau"]
     assert tau > 0 and dict(config.initialization.options)["tau"] == tau
     problems = certificate_tightness.plan(config, dict(config.study.options)["depths"], tmp_path)
-    assert len(problems) >= 4 and len(studies.base.groups(problems)) == 1
+    assert len(problems) >= 4 and len(sweep.groups(problems)) == 1
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The command line of experiments.train: configuration, errors, folders, summary."""
 
-import logging
 import math
 import os
 import re
@@ -16,8 +15,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from registries import REGISTRIES
 
-from bwdln import config as configurations
 from bwdln import analysis, figures, results, simulate
+from bwdln import config as configurations
 from bwdln.errors import InvalidOption
 from bwdln.losses import LOSSES, frobenius
 from bwdln.registry import Choice

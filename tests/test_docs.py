@@ -22,7 +22,6 @@ from registries import REGISTRIES
 
 import bwdln
 from bwdln import results, simulate
-from bwdln.config import Landscape
 from bwdln.studies import landscape
 from experiments import command_line
 

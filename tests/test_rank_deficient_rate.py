@@ -12,7 +12,7 @@ import xarray
 from hydra import compose, initialize_config_dir
 from matplotlib.text import Text
 
-from bwdln import figures, results, simulate, studies
+from bwdln import figures, results, simulate, studies, sweep
 from bwdln.comparison import rank_deficient_rate as comparison
 from bwdln.config import Config, from_mapping
 from bwdln.errors import InvalidOption
@@ -112,7 +112,7 @@ def test_every_case_is_a_lane_of_one_program_and_ends_at_its_own_time(tmp_path):
     jobs = study.plan(configuration(), RATIOS, DEPTHS)
     assert list(jobs) == NAMES
     problems = studies.base.prepared(jobs, tmp_path)
-    assert studies.base.groups(problems) == [NAMES]
+    assert sweep.groups(problems) == [NAMES]
     for name, job in jobs.items():
         depth, ratio = float(name.split("_")[1]), float(name.split("_")[3])
         end = dict(job.dynamics.options)["end_time"]
@@ -321,7 +321,7 @@ def test_the_experiment_is_one_program_over_eigengaps_and_depths(tmp_path):
     assert min(options["ratios"]) <= 0.5 and max(options["ratios"]) >= 0.9 and 1 in options["depths"]
     problems = studies.base.prepared(study.plan(config, **options), tmp_path)
     assert len(problems) == len(options["ratios"]) * len(options["depths"])
-    assert len(studies.base.groups(problems)) == 1
+    assert len(sweep.groups(problems)) == 1
 
 
 @pytest.mark.slow

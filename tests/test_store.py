@@ -101,6 +101,25 @@ def test_every_change_of_a_job_changes_its_key(changes):
     assert key(job(**changes)) != key(job(seeds=4))
 
 
+@pytest.mark.parametrize("optimizer", ["nested", "plain"])
+def test_whole_numbers_are_the_same_as_floats(optimizer):
+    as_integer, as_float = (
+        {"optimizer": {"name": "momentum", "momentum": number}}
+        if optimizer == "nested"
+        else {"step_size": number}
+        for number in (1, 1.0)
+    )
+    dynamics = {"name": "gradient_descent", "steps": 60, "step_size": 0.05}
+    assert key(job(dynamics=dynamics | as_integer)) == key(job(dynamics=dynamics | as_float))
+    assert key(job(network__depth=2)) == key(job(network__depth=2.0))
+
+
+def test_the_code_of_the_package_is_part_of_the_key(monkeypatch):
+    before = key(job())
+    monkeypatch.setattr(store, "numerics", lambda: "other code")
+    assert key(job()) != before
+
+
 def test_a_key_is_the_same_in_another_process():
     done = subprocess.run(
         [sys.executable, "-c", "from problems import job; from bwdln.store import key; print(key(job()))"],
@@ -179,11 +198,15 @@ def plugin(tmp_path, monkeypatch):
         del sys.modules[module]
 
 
-@pytest.mark.parametrize("named", [True, False], ids=["named as a plugin", "only imported"])
-def test_the_code_of_a_plugin_is_part_of_the_key(plugin, named):
+@pytest.mark.parametrize(
+    ("named", "chosen"),
+    [(True, True), (False, True), (True, False)],
+    ids=["named as a plugin and chosen", "only imported", "only named"],
+)
+def test_the_code_of_a_plugin_is_part_of_the_key(plugin, named, chosen):
     name, write, reload = plugin
     load_plugins([name])
-    config = job(loss={"name": name}, **({"plugins": [name]} if named else {}))
+    config = job(loss={"name": name if chosen else "frobenius"}, plugins=[name] if named else [])
     before = key(config)
     write(lambda source: source.replace("a comment", "another").replace("What it is", "What it was"))
     reload()
@@ -400,7 +423,9 @@ def test_a_result_is_shown_in_the_folder_of_its_job(kept, result, tmp_path, name
     shown = results.load(path).dataset
     assert shown.attrs.pop("key") == "one"
     xarray.testing.assert_identical(shown, result.dataset)
+    before = path.parent.stat().st_mtime_ns
     assert kept.publish("one", path.parent) == path
+    assert (path.parent.stat().st_mtime_ns == before) == (names == "links")
     assert os.listdir(path.parent) == ["result.nc"]
 
 
@@ -569,6 +594,16 @@ def test_no_damage_to_a_checkpoint_goes_unnoticed(kept, caplog):
     assert len(complaints(caplog)) == noticed
 
 
+def test_a_smaller_shape_does_not_hide_a_wrong_checksum(kept):
+    """NumPy stops before the end then, where the checksum would be compared."""
+    kept.save_checkpoint(KEYS, {"weights": np.zeros((3, 4000))})
+    (path,) = kept.folder.glob("checkpoints/*.npz")
+    content = path.read_bytes()
+    assert content.count(b"(3, 4000)") == 1
+    path.write_bytes(content.replace(b"(3, 4000)", b"(2, 4000)"))
+    assert kept.checkpoint(KEYS) is None
+
+
 def test_a_checkpoint_of_another_batch_or_with_objects_is_set_aside(kept, caplog):
     kept.save_checkpoint(KEYS, {"step": np.array(1)})
     (path,) = kept.folder.glob("checkpoints/*.npz")
@@ -577,7 +612,8 @@ def test_a_checkpoint_of_another_batch_or_with_objects_is_set_aside(kept, caplog
     shutil.copyfile(other, path)
     assert kept.checkpoint(KEYS) is None
     with path.open("wb") as file:
-        np.savez(file, keys=np.array(KEYS), state_step=np.array([{}], dtype=object))
+        step = {"names": np.array(["step"]), "state_step": np.array([{}], dtype=object)}
+        np.savez(file, keys=np.array(KEYS), **step)
     assert kept.checkpoint(KEYS) is None
     with path.open("wb") as file:
         np.save(file, np.zeros(3))

@@ -37,6 +37,8 @@ from bwdln.figures.parts import (
     styled,
 )
 
+#: The width of a letter, as a share of that of an axis.
+LETTER = 0.03
 #: Up to so many values of an option have a color of their own and stand in the legend.
 FEW = 6
 #: Up to so many positions on an axis are named, and so many letters of a name.
@@ -324,12 +326,29 @@ def _name_values(axis: Axis, option: Swept, places: np.ndarray) -> None:
     room = max(2, min(NAMED, 30 // max(len(text) for text in texts))) if across else NAMED
     slanted = across and len(texts) > room and not option.numeric
     apart = -(-len(texts) // (NAMED if slanted else room))
-    axis.set_major_locator(FixedLocator(places[::apart].tolist()))
-    axis.set_major_formatter(FixedFormatter(texts[::apart]))
+    named: Sequence[int] = range(0, len(texts), apart)
+    if across and option.numeric:
+        named = _readable(axis.get_transform().transform(places), texts)
+    axis.set_major_locator(FixedLocator([float(places[each]) for each in named]))
+    axis.set_major_formatter(FixedFormatter([texts[each] for each in named]))
     axis.set_minor_locator(NullLocator())
     if slanted:
         for label in axis.get_ticklabels():
-            label.set(rotation=30, ha="right", rotation_mode="anchor")
+            if len(texts) <= FEW:
+                label.set(rotation=30, ha="right", rotation_mode="anchor")
+            else:
+                label.set_rotation(90)
+
+
+def _readable(places: np.ndarray, texts: Sequence[str]) -> list[int]:
+    """Which of the texts, at places along an axis, do not run into the one before them that is kept."""
+    along = (places - places.min()) / max(np.ptp(places), 1e-300)
+    kept: list[int] = []
+    for each in np.argsort(along, kind="stable"):
+        half = LETTER * (len(texts[each]) + len(texts[kept[-1]]) + 1) / 2 if kept else 0.0
+        if not kept or along[each] - along[kept[-1]] >= half:
+            kept.append(int(each))
+    return kept
 
 
 def _name(option: Swept) -> str:
@@ -342,7 +361,9 @@ def _said(value: Any, digits: int = 4) -> str:
 
 
 def _cut(text: str, letters: int) -> str:
-    return text if len(text) <= letters else f"{text[: letters - 1]}…"
+    """A long text without its middle: names often differ at the end."""
+    half = letters // 2
+    return text if len(text) <= letters else f"{text[: letters - half - 1]}…{text[-half:]}"
 
 
 def _over_decades(values: np.ndarray) -> bool:

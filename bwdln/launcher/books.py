@@ -39,9 +39,7 @@ def folder_of(config: DictConfig) -> Path:
     return Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir)).absolute()
 
 
-def kept(
-    task: TaskFunction, work: Callable[[], Any], config: DictConfig, context: HydraContext
-) -> JobReturn:
+def kept(task: TaskFunction, work: Callable[[], Any], config: DictConfig, context: HydraContext) -> JobReturn:
     """Do what is left of a job as that job of the task, and keep the books of it."""
     if not _is_usual(config, context):
 

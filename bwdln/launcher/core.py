@@ -92,7 +92,9 @@ def _swept(composer: Composer, job_overrides: Sequence[Sequence[str]]) -> dict[s
         own = {each.get_key_element(): _value(each) for each in map(composer.parsed, overrides)}
         for name in own.keys() | values.keys():
             values.setdefault(name, []).append(own.get(name))
-    names = [each.get_key_element() for each in map(composer.parsed, job_overrides[0])] if job_overrides else []
+    names = (
+        [each.get_key_element() for each in map(composer.parsed, job_overrides[0])] if job_overrides else []
+    )
     differing = {
         name: values[name]
         for name in dict.fromkeys([*names, *sorted(values)])

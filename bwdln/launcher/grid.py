@@ -87,9 +87,11 @@ def _axes(values: dict[str, list[str]], zipped: Sequence[Sequence[str]]) -> Iter
         together = leader.get(key, (key,))
         if key == next(name for name in values if name in together):
             ordered = [name for name in values if name in together]
-            yield list(zip(*(values[name] for name in ordered), strict=True)) if len(ordered) > 1 else [
-                (value,) for value in each
-            ]
+            yield (
+                list(zip(*(values[name] for name in ordered), strict=True))
+                if len(ordered) > 1
+                else [(value,) for value in each]
+            )
 
 
 def _zipped(given: Sequence[Any]) -> list[list[str]]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bwdln import results, simulate
-from bwdln.config import Config, split
+from bwdln import results, simulate, sweep
+from bwdln.config import Config
 from bwdln.errors import check
-from bwdln.initializations import STARTS
 from bwdln.interruption import Interruption
 from bwdln.lanes import Progress
 from bwdln.registry import Registry, load_plugins
@@ -91,7 +90,7 @@ def run_all(
     finished: dict[str, Result] = {}
     paths: list[Path] = []
     interrupted = False
-    for names in groups(problems):
+    for names in sweep.groups(problems):
         done = simulate.run_together([problems[name] for name in names], on_progress=on_progress)
         with Interruption(hold=True) as interruption:
             if folder is not None:
@@ -102,22 +101,6 @@ def run_all(
             interrupted = len(finished) < len(problems)
             break
     return Runs(finished, paths, interrupted)
-
-
-def groups(problems: Mapping[str, Problem]) -> list[list[str]]:
-    """The names of problems that are lanes of one program, in the order of the first of each."""
-    together: dict[Hashable, list[str]] = {}
-    for name, problem in problems.items():
-        together.setdefault(_program_of(problem), []).append(name)
-    return list(together.values())
-
-
-def _program_of(problem: Problem) -> Hashable:
-    """What problems that run together must have in common (`simulate.run_together`)."""
-    config = problem.config
-    start, numbers = split(STARTS.resolved(config.initialization))
-    same_start = (start, tuple(numbers), problem.start_widths)
-    return problem.static, same_start, tuple(problem.lane.loss), len(problem.record_points), config.precision
 
 
 def cut_short(runs: Runs, planned: int) -> list[str]:

@@ -29,9 +29,7 @@ class BatchedLauncher(Launcher):
         """Take what Hydra gives every launcher."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; what failed is told by the status of its return."""
         from bwdln.launcher import core
 
