@@ -175,8 +175,8 @@ class Training:
     """What `experiments.train` takes: a configuration, what to make of its result, how to sweep."""
 
     config: Config
-    output: Output
-    sweep: Sweep
+    output: Output = host(Output())
+    sweep: Sweep = host(Sweep())
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> Training:

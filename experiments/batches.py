@@ -84,11 +84,11 @@ class Batches:
 
     def conclude(self) -> None:
         """Write the dataset, the table and the figures of the sweep, and say what came of it."""
+        if self._folder is None:
+            return
         from bwdln import analysis, figures, results, studies
         from experiments import display, train
 
-        if self._folder is None:
-            return
         folder, output = self._folder, self._output()
         written: list[tuple[str, Path]] = []
         drawn: list[Path] = []

@@ -34,6 +34,8 @@ from bwdln.registry import Choice, load_plugins
 from experiments import explain
 from experiments.explain import CONFIGS
 
+expose_plugin()
+
 log = logging.getLogger(__name__)
 
 #: What Hydra writes into its subfolder of a run to describe it.
@@ -88,7 +90,6 @@ def application(
             job.plan, job.batch = batches.plan, batches.batch  # type: ignore[attr-defined]
         try:
             explain.check_flags()
-            expose_plugin()
             os.environ.pop(SWEEP_FOLDER, None)
             decorate = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
             refused = False

@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from bwdln import figures, results, simulate, studies
 from bwdln.comparison import optimizers as comparison
 from bwdln.comparison.optimizers import PROGRESS
-from bwdln.config import Config, from_mapping
+from bwdln.config import Config, Training, from_mapping
 from bwdln.errors import InvalidOption
 from bwdln.initializations import STARTS
 from bwdln.registry import Choice
@@ -399,7 +399,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, run):
 def test_the_command_ends_with_130(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(simulate, "run_together", interrupted_at(4))
     with pytest.raises(SystemExit) as end:
-        train.train(configuration(), tmp_path)
+        train.train(Training(configuration()), tmp_path)
     out = capsys.readouterr().out.splitlines()
     assert end.value.code == command_line.INTERRUPTED
     assert out[0].split()[:2] == ["optimizer", "step"] and out[2].split()[0] == "descent"

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from bwdln import figures, results, simulate, studies
 from bwdln.comparison import descent_to_flow as comparison
-from bwdln.config import Config, from_mapping
+from bwdln.config import Config, Training, from_mapping
 from bwdln.errors import InvalidOption
 from bwdln.registry import Choice
 from bwdln.studies import descent_to_flow
@@ -231,7 +231,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path, monkeypatch, run):
 def test_the_command_ends_with_130(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(simulate, "run_together", interrupted_at(3))
     with pytest.raises(SystemExit) as end:
-        train.train(configuration(), tmp_path)
+        train.train(Training(configuration()), tmp_path)
     out = capsys.readouterr().out.splitlines()
     assert end.value.code == command_line.INTERRUPTED
     assert out[0].split()[:2] == ["step", "size"] and out[1].split()[0] == "0.02"
@@ -373,7 +373,7 @@ def test_the_experiment_is_what_it_should_be():
 
 def test_the_command_conducts_a_study(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(simulate, "run_together", interrupted_at(0))
-    assert 0 < train.train(experiment("seeds=2"), tmp_path) < 1
+    assert 0 < train.train(Training(experiment("seeds=2")), tmp_path) < 1
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("step size") and len([line for line in out if line.startswith("result")]) == 7
     kinds = [line.split()[0] for line in out[-3:]]
