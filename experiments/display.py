@@ -116,7 +116,9 @@ def sweep_progress(folder: Path) -> Iterator[Callable[[Any], None]]:
             last[:] = [at]
             seconds = time.perf_counter() - began
             bar.update(whole, description=_of_sweep(at, seconds), completed=_lanes_done(at), total=at.lanes)
-            if at.running is not None:
+            if at.running is None:
+                bar.reset(batch, visible=False, total=None)
+            else:
                 position = {"completed": at.running.position, "total": at.running.end}
                 bar.update(batch, description=state(at.running), visible=True, **position)
             if seconds - written > 1.0:
@@ -138,8 +140,8 @@ def sweep_progress(folder: Path) -> Iterator[Callable[[Any], None]]:
 def _of_sweep(at: Any, seconds: float) -> str:
     """Where a sweep stands; the time left comes behind it."""
     failed = f", {at.failed:,} failed" if at.failed else ""
-    rate = f"{(at.done - at.stored) / seconds:,.1f} a second" if seconds > 1 else ""
-    return f"job {at.done:,}/{at.jobs:,}{failed} · {rate} · left"
+    lanes = f"{_lanes_done(at):,.0f}/{at.lanes:,} lanes, {_lanes_done(at) / max(seconds, 1):.3g} a second"
+    return f"{at.done:,}/{at.jobs:,} jobs{failed} · {lanes} · left"
 
 
 def _lanes_done(at: Any) -> float:
