@@ -26,12 +26,12 @@ from bwdln.program import Lane, Program, Static, placed, program
 from bwdln.types import Array, Weights
 
 #: On a CPU a program goes through its lanes one after the other, and as many programs as there are cores run
-#: side by side. More lanes in a program save what a call costs; each core should have so many batches at least,
-#: to even out the lanes that take longer, and a batch so many lanes at most.
-BATCHES_PER_CORE = 4
-LANES_PER_BATCH_ON_CPU = 64
-#: On an accelerator, and over several devices, all lanes go together; when this fraction of them is left, they move to a
-#: program for so many.
+#: side by side. More lanes in a program save what a call costs; each core should have so many programs to run
+#: at least, to even out the lanes that take longer. Few sizes, so that few programs are compiled.
+PROGRAMS_PER_CORE = 4
+SIZES_ON_CPU = (64, 8, 1)
+#: On an accelerator, and over several devices, all lanes go together; when this fraction of them is left, they
+#: move to a program for so many.
 FEWER = 4
 #: Seconds between two looks at progress and at Ctrl-C, about.
 PACE = 0.25
@@ -42,13 +42,15 @@ Tree = TypeVar("Tree")
 class Progress(NamedTuple):
     """How far lanes are: where those that run are on the clock (`step` or `time`), the median.
 
-    Then its end, how many of them run, and relative gaps.
+    Then its end, how many of the lanes run, have converged and have diverged, and relative gaps.
     """
 
     position: float
     end: float
     clock: str
     running: int
+    converged: int
+    diverged: int
     lanes: int
     best_gap: float
     median_gap: float
@@ -72,7 +74,8 @@ class Lanes:
 
     `lane` and `weights` hold every lane along the first axis of each leaf; weights are in the
     eigenbasis of the target. `clock` is that of the dynamics. Over several `devices` (None: all local
-    ones) the lanes of a batch are cut. `records` grows by one each time all lanes have been looked at.
+    ones) the lanes of a batch are cut. `places`: how many lanes the largest of several calls has, which
+    then share what is compiled. `records` grows by one each time all lanes have been looked at.
     """
 
     def __init__(
@@ -83,10 +86,12 @@ class Lanes:
         precision: str,
         clock: str,
         devices: Sequence[jax.Device] | None = None,
+        places: int | None = None,
     ) -> None:
         self.count = len(lane.eigenvalues)
+        self._places = max(self.count, places or 0)
         present = tuple(jax.local_devices() if devices is None else devices)
-        self.devices = present[: self.count]  # no device without a lane
+        self.devices = present[: self._places]  # no device without a lane
         self.program: Program = program(static, self.devices)
         self.records: list[dict[str, np.ndarray]] = []
         self._clock, self._precision = clock, precision
@@ -233,6 +238,14 @@ class Lanes:
         parts = [np.asarray(getattr(b.state, self._clock))[b.running()] for b in self.batches]
         return np.concatenate(parts)
 
+    def outcomes(self) -> np.ndarray:
+        """How each lane stands; (lanes,)."""
+        found = np.array(self._final.get("outcome", np.zeros(self.count, np.int32)))
+        for batch in self.batches:
+            real = batch.members >= 0
+            found[batch.members[real]] = np.asarray(batch.state.outcome)[real]
+        return found
+
     def latest(self, name: str) -> np.ndarray:
         """A quantity of every lane at its last record; empty before the first."""
         return self._latest.get(name, np.empty(0))
@@ -292,19 +305,16 @@ class Lanes:
         """Lanes in a batch when so many still run: few different sizes, or one."""
         devices = len(self.devices)
         if jax.default_backend() == "cpu" and devices == 1:
-            return batch_size_on_cpu(self.count)
-        size = self.count
+            return batch_size_on_cpu(self._places)
+        size = self._places
         while size > 1 and running <= -(-size // FEWER):
             size = -(-size // FEWER)
         return -(-size // devices) * devices
 
 
 def batch_size_on_cpu(count: int) -> int:
-    """Lanes in a batch on a CPU of so many in all: a power of two, so that few programs are compiled."""
-    size = 1
-    while size < LANES_PER_BATCH_ON_CPU and 2 * size * BATCHES_PER_CORE * _cores() <= count:
-        size *= 2
-    return size
+    """Lanes in a batch on a CPU, of so many in all."""
+    return next(size for size in SIZES_ON_CPU if size == 1 or size * PROGRAMS_PER_CORE * _cores() <= count)
 
 
 def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> tuple[int, int]:
@@ -389,6 +399,10 @@ class _Told:
         middle = float(np.median(positions)) if positions.size else self._end
         self._position = max(self._position, middle)  # a lane that ends may leave slower ones
         self._last = time.perf_counter()
-        best, median, running = float(np.min(gaps)), float(np.median(gaps)), len(positions)
-        progress = Progress(self._position, self._end, self._clock, running, lanes.count, best, median)
-        self._tell(progress)
+        outcomes = lanes.outcomes()
+        running, converged, diverged = (
+            int(np.sum(outcomes == each)) for each in (Outcome.RUNNING, Outcome.CONVERGED, Outcome.DIVERGED)
+        )
+        best, median = float(np.min(gaps)), float(np.median(gaps))
+        counts = running, converged, diverged, lanes.count
+        self._tell(Progress(self._position, self._end, self._clock, *counts, best, median))

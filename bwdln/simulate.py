@@ -143,16 +143,19 @@ def points(problems: Sequence[Problem]) -> np.ndarray:
     return stacked
 
 
-def begin(problems: Sequence[Problem], devices: Sequence[jax.Device] | None = None) -> tuple[Start, Lanes]:
+def begin(
+    problems: Sequence[Problem], devices: Sequence[jax.Device] | None = None, places: int | None = None
+) -> tuple[Start, Lanes]:
     """The starts and the lanes of problems as `run_together` takes them, before the first step.
 
-    They are spread over the `devices`, all there are if none are given.
+    They are spread over the `devices`, all there are if none are given. Calls with the same `places`, at
+    least as many as lanes, share what is compiled.
     """
     start, first = starts(problems), problems[0]
     every = _stacked([(problem.lane, problem.config.seeds) for problem in problems])
     weights = _in_eigenbasis(problems, start.weights)
     clock, precision = first.dynamics.clock, first.config.precision
-    return start, Lanes(first.static, every, weights, precision, clock, devices)
+    return start, Lanes(first.static, every, weights, precision, clock, devices, places)
 
 
 def _stacked(parts: Sequence[tuple[Any, int]]) -> Any:
@@ -311,7 +314,7 @@ def starts(problems: Sequence[Problem]) -> Start:
             _stacked(list(zip(targets, counts, strict=True))),
             _stacked(list(zip(numbers, counts, strict=True))),
         )
-        # One after the other: this is on the CPU (`lanes.LANES_PER_BATCH_ON_CPU` says why).
+        # One after the other: on a CPU decompositions of several matrices may wait for each other (`program`).
         drawn = jax.jit(lambda lanes: lax.map(draw, lanes))(every)
         if first.dynamics.end_to_end:
             return _reduced_start(first, drawn)

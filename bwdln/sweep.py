@@ -51,7 +51,21 @@ class Piece(NamedTuple):
         return self.problem.config.seeds
 
 
-Batch = tuple[Piece, ...]
+class Batch(NamedTuple):
+    """Pieces that run together. `places`: the lanes of the largest batch of their program."""
+
+    pieces: tuple[Piece, ...]
+    places: int
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes it has."""
+        return sum(piece.lanes for piece in self.pieces)
+
+    @property
+    def keys(self) -> list[str]:
+        """What the results of its pieces, and its checkpoint, are stored under."""
+        return [piece.key for piece in self.pieces]
 
 
 class Plan(NamedTuple):
@@ -78,7 +92,7 @@ class Plan(NamedTuple):
     @property
     def lanes(self) -> int:
         """How many lanes are to run."""
-        return sum(piece.lanes for batch in self.batches for piece in batch)
+        return sum(batch.lanes for batch in self.batches)
 
 
 class SweepProgress(NamedTuple):
@@ -142,8 +156,7 @@ def plan(configs: Mapping[int, Config], options: Sweep | None = None, store: Sto
         pieces = [piece for name in names for piece in _pieces(name, keys[name], problems[name], size)]
         batches = _batches(pieces, size, _begun(store) if not options.fresh else [])
         programs.append(tuple(batches))
-        lanes_in_batch = max(sum(piece.lanes for piece in batch) for batch in batches)
-        largest = max(largest, (needed[0] * lanes_in_batch, needed[1] * lanes_in_batch))
+        largest = max(largest, tuple(each * batches[0].places for each in needed))
     return Plan(dict(configs), keys, tuple(stored), refused, tuple(programs), devices, largest)
 
 
@@ -206,17 +219,19 @@ def _begun(store: Store | None) -> list[tuple[str, ...]]:
 def _batches(pieces: Sequence[Piece], size: int, begun: Sequence[tuple[str, ...]]) -> list[Batch]:
     """Batches of at most `size` lanes; those that an earlier sweep began are made again, and come first."""
     left = {piece.key: piece for piece in pieces}
-    batches: list[Batch] = []
+    batches: list[tuple[Piece, ...]] = []
     for keys in begun:
         if all(key in left for key in keys):
             batches.append(tuple(left.pop(key) for key in keys))
     batch: list[Piece] = []
     for piece in left.values():
-        if batch and sum(each.lanes for each in batch) + piece.lanes > size:
+        if batch and _lanes(batch) + piece.lanes > size:
             batches.append(tuple(batch))
             batch = []
         batch.append(piece)
-    return [*batches, *([tuple(batch)] if batch else [])]
+    batches += [tuple(batch)] if batch else []
+    places = max(map(_lanes, batches))
+    return [Batch(each, places) for each in batches]
 
 
 # --- the run --------------------------------------------------------------------------------------
@@ -273,8 +288,9 @@ def execute(
     parts: dict[int, list[Result]] = {}
     failed: set[int] = set()
     while waiting:
-        batch = tuple(piece for piece in waiting.popleft() if piece.job not in failed)
-        if not batch:
+        batch = waiting.popleft()
+        batch = batch._replace(pieces=tuple(piece for piece in batch.pieces if piece.job not in failed))
+        if not batch.pieces:
             continue
         try:
             outcomes = _outcomes(batch, planned.devices, options, store, told)
@@ -282,16 +298,17 @@ def execute(
             gc.collect()  # of what the batch held on the devices
             halves = _halved(batch, error)
             if halves:
-                log.info("a batch of %d lanes failed and is halved: %s", _lanes(batch), error)
+                log.info("a batch of %d lanes failed and is halved: %s", batch.lanes, error)
                 waiting.extendleft(reversed(halves))
                 continue
-            failed.add(batch[0].job)
-            told.ended(_lanes(batch))
-            for job in alike[batch[0].job]:
+            job = batch.pieces[0].job
+            failed.add(job)
+            told.ended(batch.lanes)
+            for job in alike[job]:
                 yield told.done(Done(job, error, False))
             continue
-        told.ended(_lanes(batch))
-        for piece, outcome in zip(batch, outcomes, strict=True):
+        told.ended(batch.lanes)
+        for piece, outcome in zip(batch.pieces, outcomes, strict=True):
             config = planned.configs[piece.job]
             own = parts.setdefault(piece.job, [])
             own.append(outcome)
@@ -307,7 +324,7 @@ def execute(
             for job in alike[piece.job]:
                 yield told.done(Done(job, whole, False))
         if store is not None:
-            store.drop_checkpoint([piece.key for piece in batch])
+            store.drop_checkpoint(batch.keys)
 
 
 def _outcomes(
@@ -320,14 +337,14 @@ def _outcomes(
     """The result of each piece of a batch; those that are stored as parts of a job are not run again."""
     known: dict[str, Result] = {}
     if store is not None and not options.fresh:
-        found = {piece.key: store.result(piece.key) for piece in batch if store.has(piece.key)}
+        found = {key: store.result(key) for key in batch.keys if store.has(key)}
         known = {key: result for key, result in found.items() if result is not None}
-    missing = tuple(piece for piece in batch if piece.key not in known)
-    if missing:
+    missing = batch._replace(pieces=tuple(piece for piece in batch.pieces if piece.key not in known))
+    if missing.pieces:
         with Interruption() as interruption:
             ran = _run_batch(missing, devices, options, store, told, interruption.check)
-        known |= {piece.key: result for piece, result in zip(missing, ran, strict=True)}
-    return [known[piece.key] for piece in batch]
+        known |= dict(zip(missing.keys, ran, strict=True))
+    return [known[key] for key in batch.keys]
 
 
 def _run_batch(
@@ -340,11 +357,11 @@ def _run_batch(
 ) -> list[Result]:
     """Run the lanes of a batch, from its checkpoint if there is one."""
     began = saved = time.perf_counter()
-    keys, problems = [piece.key for piece in batch], [piece.problem for piece in batch]
-    start, running = simulate.begin(problems, devices)
+    keys, problems = batch.keys, [piece.problem for piece in batch.pieces]
+    start, running = simulate.begin(problems, devices, batch.places)
     if store is not None and not options.fresh and (snapshot := store.checkpoint(keys)) is not None:
         running.restore(snapshot)
-        log.info("a batch of %d lanes goes on behind record %d", _lanes(batch), len(running.records) - 1)
+        log.info("a batch of %d lanes goes on behind record %d", batch.lanes, len(running.records) - 1)
 
     def save() -> None:
         nonlocal saved
@@ -362,13 +379,15 @@ def _run_batch(
 
 def _halved(batch: Batch, error: Exception) -> list[Batch]:
     """The two halves of a batch that failed; nothing where it is one job, unless memory was short."""
-    if len(batch) > 1:
-        middle = len(batch) // 2
-        return [batch[:middle], batch[middle:]]
-    (piece,) = batch
-    if piece.lanes == 1 or not _is_out_of_memory(error):
+    first, *others = batch.pieces
+    if others:
+        middle = len(batch.pieces) // 2
+        halves = [batch.pieces[:middle], batch.pieces[middle:]]
+    elif first.lanes > 1 and _is_out_of_memory(error):
+        halves = [(part,) for part in _pieces(first.job, first.key, first.problem, -(-first.lanes // 2))]
+    else:
         return []
-    return [(part,) for part in _pieces(piece.job, piece.key, piece.problem, -(-piece.lanes // 2))]
+    return [Batch(half, _lanes(half) if _is_out_of_memory(error) else batch.places) for half in halves]
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -376,8 +395,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def _lanes(batch: Batch) -> int:
-    return sum(piece.lanes for piece in batch)
+def _lanes(pieces: Sequence[Piece]) -> int:
+    return sum(piece.lanes for piece in pieces)
 
 
 def _alike(planned: Plan) -> dict[int, list[int]]:

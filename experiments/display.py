@@ -45,7 +45,8 @@ def state(at: Any) -> str:
     number = "{:,.0f}" if at.clock == "step" else "{:.4g}"
     place = f"{at.clock} {number.format(at.position)}/{number.format(at.end)}"
     gaps = f"gap {at.best_gap:.1e}, median {at.median_gap:.1e}"
-    return f"{place} · {at.running}/{at.lanes} running · {gaps} · left"
+    ended = [f", {count:,} {name}" for name in ("converged", "diverged") if (count := getattr(at, name))]
+    return f"{place} · {at.running:,}/{at.lanes:,} running{''.join(ended)} · {gaps} · left"
 
 
 # --- sweeps ---------------------------------------------------------------------------------------
@@ -66,8 +67,9 @@ def plan(planned: Any, jobs: int, studies: int) -> list[str]:
         f"programs  {len(planned.programs):,}, for {planned.lanes:,} lanes in {len(batches):,} batches"
     )
     for program in planned.programs[:LISTED_PROGRAMS]:
-        static, numbers = program[0][0].problem.static, {piece.job for batch in program for piece in batch}
-        lanes = sum(piece.lanes for batch in program for piece in batch)
+        static = program[0].pieces[0].problem.static
+        numbers = {piece.job for batch in program for piece in batch.pieces}
+        lanes = sum(batch.lanes for batch in program)
         what = f"{static.loss.name}, {static.dynamics.name}, widths {_widths(static.widths)}"
         lines.append(f"          {what}: {len(numbers):,} jobs, {lanes:,} lanes, {len(program):,} batches")
     if len(planned.programs) > LISTED_PROGRAMS:

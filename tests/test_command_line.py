@@ -384,7 +384,15 @@ class memoryless:
 # --- display --------------------------------------------------------------------------------------
 
 AT = SimpleNamespace(
-    position=1200.0, end=2000.0, clock="step", running=3, lanes=16, best_gap=1.5e-9, median_gap=2e-3
+    position=1200.0,
+    end=2000.0,
+    clock="step",
+    running=3,
+    converged=12,
+    diverged=0,
+    lanes=16,
+    best_gap=1.5e-9,
+    median_gap=2e-3,
 )
 
 
@@ -398,12 +406,12 @@ def test_the_bar_shows_lanes_and_gaps_on_a_terminal_only(monkeypatch, capsys):
         on_progress(AT)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "step 1,200/2,000 · 3/16 running · gap 1.5e-09, median 2.0e-03 · left" in err
+    assert "step 1,200/2,000 · 3/16 running, 12 converged · gap 1.5e-09, median 2.0e-03 · left" in err
 
 
 def test_the_bar_of_a_flow_shows_its_time():
     at = SimpleNamespace(**vars(AT) | {"position": 0.5, "end": 3.0, "clock": "time"})
-    assert display.state(at).startswith("time 0.5/3 · 3/16 running")
+    assert display.state(at).startswith("time 0.5/3 · 3/16 running, 12 converged")
 
 
 def test_long_tables_are_cut_on_a_terminal_only(monkeypatch, capsys):
