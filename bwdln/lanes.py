@@ -30,8 +30,8 @@ from bwdln.types import Array, Weights
 #: at least, to even out the lanes that take longer. Few sizes, so that few programs are compiled.
 PROGRAMS_PER_CORE = 4
 SIZES_ON_CPU = (64, 8, 1)
-#: On an accelerator, and over several devices, all lanes go together; when this fraction of them is left, they
-#: move to a program for so many.
+#: On an accelerator, and over several devices, all lanes go together; when this fraction of them is left,
+#: they move to a program for so many.
 FEWER = 4
 #: Seconds between two looks at progress and at Ctrl-C, about.
 PACE = 0.25

@@ -213,8 +213,14 @@ def _program(static: Static, devices: tuple[jax.Device, ...], one_by_one: bool) 
         """A function of a batch with all lanes along the first axis, each device with its own lanes."""
         if len(devices) == 1:
             return function(*batch)
-        specs = {"in_specs": (_spec(0),) * len(batch), "out_specs": _spec(0)}
-        return jax.shard_map(function, mesh=_mesh(devices), check_vma=False, **specs)(*batch)
+        cut = jax.shard_map(
+            function,
+            mesh=_mesh(devices),
+            in_specs=(_spec(0),) * len(batch),
+            out_specs=_spec(0),
+            check_vma=False,
+        )
+        return cut(*batch)
 
     return Program(compiled(init_all), compiled(advance_devices), compiled(finish_all))
 

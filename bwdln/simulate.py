@@ -314,7 +314,7 @@ def starts(problems: Sequence[Problem]) -> Start:
             _stacked(list(zip(targets, counts, strict=True))),
             _stacked(list(zip(numbers, counts, strict=True))),
         )
-        # One after the other: on a CPU decompositions of several matrices may wait for each other (`program`).
+        # One after the other: on a CPU several decompositions may wait for each other (`program`).
         drawn = jax.jit(lambda lanes: lax.map(draw, lanes))(every)
         if first.dynamics.end_to_end:
             return _reduced_start(first, drawn)

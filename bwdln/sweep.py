@@ -156,7 +156,7 @@ def plan(configs: Mapping[int, Config], options: Sweep | None = None, store: Sto
         pieces = [piece for name in names for piece in _pieces(name, keys[name], problems[name], size)]
         batches = _batches(pieces, size, _begun(store) if not options.fresh else [])
         programs.append(tuple(batches))
-        largest = max(largest, tuple(each * batches[0].places for each in needed))
+        largest = max(largest, (needed[0] * batches[0].places, needed[1] * batches[0].places))
     return Plan(dict(configs), keys, tuple(stored), refused, tuple(programs), devices, largest)
 
 
@@ -301,10 +301,10 @@ def execute(
                 log.info("a batch of %d lanes failed and is halved: %s", batch.lanes, error)
                 waiting.extendleft(reversed(halves))
                 continue
-            job = batch.pieces[0].job
-            failed.add(job)
+            broken = batch.pieces[0].job
+            failed.add(broken)
             told.ended(batch.lanes)
-            for job in alike[job]:
+            for job in alike[broken]:
                 yield told.done(Done(job, error, False))
             continue
         told.ended(batch.lanes)

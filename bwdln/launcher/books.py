@@ -1,8 +1,8 @@
 """What Hydra keeps of a job: its folder, its description in it, its log, its value or failure.
 
-`kept` leaves what `hydra.core.utils.run_job` leaves, at a fraction of its cost, which is mostly that of copying
-configurations and of writing YAML in Python. Where callbacks are configured, or the process changes with the
-job (its directory, its environment), it is `run_job`.
+`kept` leaves what `hydra.core.utils.run_job` leaves, at a fraction of its cost, which is mostly that of
+copying configurations and of writing YAML in Python. Where callbacks are configured, or the process changes
+with the job (its directory, its environment), it is `run_job`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _describe(config: DictConfig, folder: Path, overrides: Any) -> None:
     if subfolder is None:
         return
     whole = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-    hydra = {"hydra": whole.pop("hydra")}  # type: ignore[union-attr,call-overload,arg-type]
+    hydra = {"hydra": whole.pop("hydra")}  # type: ignore[union-attr,arg-type]
     described = {"config.yaml": whole, "hydra.yaml": hydra, "overrides.yaml": overrides}
     (folder / subfolder).mkdir(parents=True, exist_ok=True)
     for name, container in described.items():

@@ -1,8 +1,8 @@
 """Composing the jobs of a sweep: once as a whole for each kind of job, then by setting values.
 
-Hydra composes a configuration in tens of milliseconds. Jobs whose overrides set the same plain options, beside
-the same other overrides, differ in those values only; so one of them is composed, and for the others the values
-are set on a scratch copy, in fractions of a millisecond.
+Hydra composes a configuration in tens of milliseconds. Jobs whose overrides set the same plain options,
+beside the same other overrides, differ in those values only; so one of them is composed, and for the others
+the values are set on a scratch copy, in fractions of a millisecond.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) ->
         jobs = compose(composer, job_overrides, first, folder)
         for number, work in launcher.task_function.batch(jobs, folder):
             config = _config(composer, number, job_overrides[number - first])
-            HydraConfig.instance().cfg = config
+            _current(config)
             returns[number - first] = books.kept(launcher.task_function, work, config, launcher.hydra_context)
             configure_log(launcher.config.hydra.hydra_logging, launcher.config.hydra.verbose)
     finally:
@@ -73,7 +73,7 @@ def compose(
         place = folder / str(number)
         try:
             config = composer.job(number, overrides)
-            HydraConfig.instance().cfg = config  # as `set_config`, which copies; for interpolations
+            _current(config)
             place = books.folder_of(config)
             options: Any = composition.options(config)
         except Exception as error:  # of composing: Hydra and OmegaConf have many
@@ -109,6 +109,11 @@ def _swept(composer: Composer, job_overrides: Sequence[Sequence[str]]) -> dict[s
 def _value(override: Override) -> Any:
     """The value of an override; a choice from a group is its name."""
     return None if override.is_delete() else override.value()
+
+
+def _current(config: DictConfig) -> None:
+    """What `${hydra:…}` refers to from now on; as `HydraConfig.set_config`, which copies."""
+    HydraConfig.instance().cfg = config  # type: ignore[assignment]
 
 
 def _config(composer: Composer, number: int, overrides: Sequence[str]) -> DictConfig:

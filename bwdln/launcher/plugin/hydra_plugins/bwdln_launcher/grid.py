@@ -49,7 +49,7 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run every job, those after a failed one too, and raise in the end what the first that failed raised."""
+        """Run every job, those after a failed one too; then raise what the first that failed raised."""
         from bwdln.launcher import grid
 
         return grid.sweep(self, arguments)
