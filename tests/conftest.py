@@ -41,12 +41,21 @@ def few_programs():
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """The command line, run here in an empty folder: gives exit status, output, errors."""
+def own_logging(monkeypatch):
+    """What Hydra does to logging, undone in the end."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     # Hydra sets logging up anew, which closes every handler: keep pytest's and absl's out of it.
     monkeypatch.setattr(logging, "_handlerList", [])
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path, own_logging):
+    """The command line, run here in an empty folder: gives exit status, output, errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(figures, "save_all", lambda result, folder: [folder / "gap.pdf", folder / "gap.png"])
 
@@ -59,7 +68,4 @@ def command(monkeypatch, capsys, tmp_path):
             status = end.code
         return status, *capsys.readouterr()
 
-    yield run
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:], root.level = handlers, level
+    return run

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import version
 from hydra.core.utils import JobReturn, JobRuntime, JobStatus, _flush_loggers, configure_log, run_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -39,8 +40,10 @@ def folder_of(config: DictConfig) -> Path:
     return Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir)).absolute()
 
 
-def kept(task: TaskFunction, work: Callable[[], Any], config: DictConfig, context: HydraContext) -> JobReturn:
-    """Do what is left of a job as that job of the task, and keep the books of it."""
+def kept(
+    task: TaskFunction, work: Callable[[], Any], config: DictConfig, context: HydraContext, folder: Path
+) -> JobReturn:
+    """Do what is left of a job as that job of the task, and keep the books of it in its `folder_of`."""
     if not _is_usual(config, context):
 
         def named(_: DictConfig) -> Any:
@@ -48,7 +51,6 @@ def kept(task: TaskFunction, work: Callable[[], Any], config: DictConfig, contex
 
         named.__name__, named.__module__ = task.__name__, task.__module__
         return run_job(named, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
-    folder = folder_of(config)
     with read_write(config.hydra.runtime):
         config.hydra.runtime.output_dir = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,8 @@ def kept(task: TaskFunction, work: Callable[[], Any], config: DictConfig, contex
 def _is_usual(config: DictConfig, context: HydraContext) -> bool:
     """Whether nobody looks at the job while it runs, and the process stays as it is."""
     job = config.hydra.job
-    return not (context.callbacks.callbacks or job.chdir or job.env_set)
+    moves = job.chdir or (job.chdir is None and not version.base_at_least("1.2"))
+    return not (context.callbacks.callbacks or moves or job.env_set)
 
 
 def _describe(config: DictConfig, folder: Path, overrides: Any) -> None:

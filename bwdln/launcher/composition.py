@@ -17,6 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
+from bwdln.errors import check
+
 
 class Kind(NamedTuple):
     """A configuration to set values on, and whether setting them is all there is to a job of this kind."""
@@ -33,6 +35,7 @@ class Composer:
         self._parser = OverridesParser.create(config_loader=loader)
         self._parsed: dict[str, Override] = {}
         self._groups: dict[str, bool] = {}
+        self._runners = _runners(master)
         self._kinds: dict[tuple[str, ...], Kind] = {}
 
     def parsed(self, text: str) -> Override:
@@ -42,8 +45,15 @@ class Composer:
         return self._parsed[text]
 
     def whole(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        """The configuration of a job, composed as Hydra does. Raises what Hydra raises."""
+        """The configuration of a job, composed as Hydra does.
+
+        Raises what Hydra raises, and `InvalidOption` where the job chooses, or sets up, another launcher
+        or sweeper than that which runs it: they would do nothing.
+        """
         config = self._loader.load_sweep_config(self._master, list(overrides))
+        for option, got in _runners(config).items():
+            takes = "what the whole sweep has: it is chosen before a job of it is composed"
+            check(got == self._runners[option], option, _difference(got, self._runners[option]), takes)
         _number(config, number)
         return config
 
@@ -61,7 +71,9 @@ class Composer:
         if signature not in self._kinds:
             config = self.whole(number, overrides)
             named = [each.key_or_group for each, plain in zip(every, simple, strict=True) if plain]
-            self._kinds[signature] = Kind(config, all(_is_plain(config, name) for name in named))
+            others = [each.key_or_group for each, plain in zip(every, simple, strict=True) if not plain]
+            settable = all(_is_plain(config, name) and not _overlaps(name, others) for name in named)
+            self._kinds[signature] = Kind(config, settable)
             return config
         kind = self._kinds[signature]
         if not kind.plain:
@@ -123,6 +135,16 @@ def _resolved(config: DictConfig, name: str) -> Any:
     return value
 
 
+def _runners(config: DictConfig) -> dict[str, dict[str, Any]]:
+    """What runs the jobs: the options of the launcher and of the sweeper."""
+    nodes = {f"hydra.{name}": config.hydra[name] for name in ("launcher", "sweeper")}
+    return {name: OmegaConf.to_container(node, resolve=False) for name, node in nodes.items()}  # type: ignore[misc]
+
+
+def _difference(got: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in got.items() if name not in expected or value != expected[name]}
+
+
 def _number(config: DictConfig, number: int) -> None:
     with read_write(config.hydra.job), open_dict(config.hydra.job):
         config.hydra.job.id = number
@@ -136,8 +158,15 @@ def _is_literal(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
+def _overlaps(name: str, others: Sequence[str]) -> bool:
+    """Whether one of other options is an option, a part of it, or what it is a part of."""
+    inside = f"{name}."
+    return any(f"{other}.".startswith(inside) or inside.startswith(f"{other}.") for other in others)
+
+
 def _is_plain(config: DictConfig, name: str) -> bool:
     """Whether an option has no type of its own, and may hold any value."""
     node = OmegaConf.select(config, name.rpartition(".")[0]) if "." in name else config
-    node = node._get_node(name.rpartition(".")[2]) if isinstance(node, DictConfig) else None
+    leaf = name.rpartition(".")[2]
+    node = node._get_node(leaf, validate_access=False) if isinstance(node, DictConfig) else None
     return isinstance(node, AnyNode | ListConfig)

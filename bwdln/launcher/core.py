@@ -36,10 +36,13 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) ->
     folder = Path(str(launcher.config.hydra.sweep.dir)).absolute()
     try:
         jobs = compose(composer, job_overrides, first, folder)
+        places = {job.number: job.folder for job in jobs}
         for number, work in launcher.task_function.batch(jobs, folder):
             config = _config(composer, number, job_overrides[number - first])
             _current(config)
-            returns[number - first] = books.kept(launcher.task_function, work, config, launcher.hydra_context)
+            returns[number - first] = books.kept(
+                launcher.task_function, work, config, launcher.hydra_context, places[number]
+            )
             configure_log(launcher.config.hydra.hydra_logging, launcher.config.hydra.verbose)
     finally:
         HydraConfig.instance().cfg = original
