@@ -6,7 +6,8 @@ Each sweep is a process of its own, from command to its end, imports and compila
 with all jobs; Hydra's basic launcher, and its joblib launcher where it is installed, with a sample of them
 (the first, so many on each side of it), once with half of the sample: the difference of the two is what
 another job costs, and the start-up is not counted against them. Medians of the repeats, which take turns.
-n = 20, depth 2, 100 steps, 10 records, one seed, no figures. `--parts`: what a batched sweep spends where.
+n = 20, depth 2, 100 steps, 10 records, one seed, no figures; then the basic launcher with figures of each
+job, which a batched sweep draws once. `--parts`: what a batched sweep spends where.
 """
 
 from __future__ import annotations
@@ -24,29 +25,33 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = ("network.depth=2", "dynamics.steps=100", "record.count=10", "seeds=1", "figures=never")
+RUN = ("network.depth=2", "dynamics.steps=100", "record.count=10", "seeds=1")
 
 
-def command(jobs: int, launcher: str, folder: str) -> list[str]:
+WITH_FIGURES = "basic, with figures of each job"
+
+
+def command(jobs: int, launcher: str, folder: str, figures: str = "never") -> list[str]:
     """The arguments of a sweep over as many perturbations as jobs."""
     grid = ",".join(f"{0.01 + number / 1e5:.5f}" for number in range(jobs))
     sweeper = "grid" if launcher == "batched" else "basic"
     choice = (f"hydra/launcher={launcher}", f"hydra/sweeper={sweeper}", f"hydra.sweep.dir={folder}")
-    return ["-m", *RUN, f"loss.tau={grid}", *choice]
+    return ["-m", *RUN, f"figures={figures}", f"loss.tau={grid}", *choice]
 
 
-def seconds(jobs: int, launcher: str) -> float:
+def seconds(jobs: int, launcher: str, figures: str = "never") -> float:
     """From command to end."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        arguments = [sys.executable, "-m", "experiments.train", *command(jobs, launcher, folder)]
+        arguments = [sys.executable, "-m", "experiments.train", *command(jobs, launcher, folder, figures)]
         subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
         return time.perf_counter() - began
 
 
-def per_job(launcher: str, sample: int) -> float:
+def per_job(launcher: str, sample: int, figures: str = "never") -> float:
     """Seconds that one more job costs."""
-    return (seconds(sample, launcher) - seconds(sample // 2, launcher)) / (sample - sample // 2)
+    more, fewer = (seconds(count, launcher, figures) for count in (sample, sample // 2))
+    return (more - fewer) / (sample - sample // 2)
 
 
 # --- the parts of a batched sweep -----------------------------------------------------------------
@@ -68,7 +73,9 @@ def timed(function: Callable[..., Any], part: str, spent: Counter[str]) -> Calla
 def parts(jobs: int) -> dict[str, float]:
     """Seconds by part of one sweep in this process, imports not counted."""
     sys.path.insert(0, str(ROOT))
-    from bwdln import collection, lanes, results, simulate, store, sweep
+    import jax.numpy  # noqa: F401
+
+    from bwdln import lanes, simulate, store, sweep
     from experiments import batches, train
 
     spent: Counter[str] = Counter()
@@ -80,8 +87,7 @@ def parts(jobs: int) -> dict[str, float]:
         ("results from records", simulate, "finished"),
         ("write the results", store.Store, "keep"),
         ("link and log", batches.Batches, "_finish"),
-        ("dataset: collect", collection.Collection, "dataset"),
-        ("dataset: write", results, "write_dataset"),
+        ("conclude: dataset, table", batches.Batches, "conclude"),
     )
     for part, owner, name in seams:
         setattr(owner, name, timed(getattr(owner, name), part, spent))
@@ -110,20 +116,27 @@ def main() -> None:
         *(["joblib"] if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") else []),
     ]
     whole: list[float] = []
-    others: dict[str, list[float]] = {name: [] for name in launchers}
+    drawn: list[float] = []
+    others: dict[str, list[float]] = {name: [] for name in (*launchers, WITH_FIGURES)}
     for _ in range(given.repeats):
         whole.append(seconds(given.jobs, "batched"))
+        drawn.append(seconds(given.jobs, "batched", "auto"))
         for name in launchers:
             others[name].append(per_job(name, given.sample))
-    batched = statistics.median(whole)
-    rate = given.jobs / batched
-    print(f"batched: {given.jobs} jobs in {batched:.1f} s, {rate:.1f} a second, start-up included")
+        others[WITH_FIGURES].append(per_job("basic", given.sample, "always"))
+    print(told("batched", statistics.median(whole), given.jobs))
+    print(told("batched, with figures of the sweep", statistics.median(drawn), given.jobs))
     for name, each in others.items():
         one = statistics.median(each)
+        batched = statistics.median(drawn if name == WITH_FIGURES else whole)
         ratio = one * given.jobs / batched
         print(
             f"{name}: {one * 1e3:.0f} ms a job, {1 / one:.2f} a second; batched is {ratio:.0f} times as fast"
         )
+
+
+def told(name: str, taken: float, jobs: int) -> str:
+    return f"{name}: {jobs} jobs in {taken:.1f} s, {jobs / taken:.1f} a second, start-up included"
 
 
 def show(spent: dict[str, float], jobs: int) -> None:

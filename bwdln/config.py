@@ -211,7 +211,8 @@ def from_mapping(mapping: Mapping[str, Any], kind: type = Config) -> Any:
     hints = _hints(kind)
     fields = {each.name: each for each in dataclasses.fields(kind)}
     for name, value in mapping.items():
-        check(name in fields, str(name), value, nearest(str(name), fields))
+        if name not in fields:  # what was meant is looked for then alone: that takes time
+            raise InvalidOption(str(name), value, nearest(str(name), fields))
     values: dict[str, Any] = {}
     for name, each in fields.items():
         if name not in mapping:

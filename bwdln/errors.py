@@ -46,4 +46,5 @@ def check(condition: bool, option: str, got: Any, takes: str) -> None:
 
 def check_one_of(option: str, value: Any, choices: Any) -> None:
     """Raise `InvalidOption` unless `value` is one of a `Literal`."""
-    check(value in get_args(choices), option, value, nearest(str(value), get_args(choices)))
+    if value not in get_args(choices):
+        raise InvalidOption(option, value, nearest(str(value), get_args(choices)))
