@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
-from bwdln.errors import check, nearest, within
+from bwdln.errors import InvalidOption, check, nearest, within
 from bwdln.registry import Choice, convert
 
 #: As many critical points `Landscape` looks at, at most.

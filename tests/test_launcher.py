@@ -322,13 +322,14 @@ def test_the_books_are_those_of_hydra(configs, tmp_path, monkeypatch, fails, sub
         quiet = "hydra.job_logging.formatters.simple.format='%(message)s'"
         master = set_up(configs, f"hydra.output_subdir={subdir}", quiet)
         composer = Composer(master.hydra.config_loader, master.config)
-        config = composer.whole(3, AWKWARD)
+        composer.job(2, ["needed='0'", *AWKWARD[1:]])  # leaves what must not be seen
+        config = composer.job(3, AWKWARD)
         context = hydra_context(master)
         if name == "hydra":
             kept.append(run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", context))
         else:
             HydraConfig.instance().cfg = config
-            kept.append(books.kept(task, work, config, context, books.folder_of(config)))
+            kept.append(books.kept(task, work, config, context, books.folder_of(config), composer.hydra()))
     found = [contents(tmp_path / name) for name in ("hydra", "ours")]
     assert found[0] == found[1]
     assert len(found[0]) == (1 if subdir == "null" else 4)

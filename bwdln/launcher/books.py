@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,17 @@ def folder_of(config: DictConfig) -> Path:
 
 
 def kept(
-    task: TaskFunction, work: Callable[[], Any], config: DictConfig, context: HydraContext, folder: Path
+    task: TaskFunction,
+    work: Callable[[], Any],
+    config: DictConfig,
+    context: HydraContext,
+    folder: Path,
+    hydra: dict[str, Any],
 ) -> JobReturn:
-    """Do what is left of a job as that job of the task, and keep the books of it in its `folder_of`."""
+    """Do what is left of a job as that job of the task, and keep the books of it in its `folder_of`.
+
+    `hydra`: Hydra's part of the configuration, unresolved, as nested mappings.
+    """
     if not _is_usual(config, context):
 
         def named(_: DictConfig) -> Any:
@@ -56,7 +65,8 @@ def kept(
     folder.mkdir(parents=True, exist_ok=True)
     configure_log(config.hydra.job_logging, config.hydra.verbose)
     overrides = OmegaConf.to_container(config.hydra.overrides.task)
-    _describe(config, folder, overrides)
+    hydra["runtime"]["output_dir"] = str(folder)
+    _describe(config, folder, overrides, hydra)
     done = JobReturn(overrides=overrides, working_dir=os.getcwd())  # type: ignore[arg-type]
     try:
         done.return_value = work()
@@ -76,14 +86,21 @@ def _is_usual(config: DictConfig, context: HydraContext) -> bool:
     return not (context.callbacks.callbacks or moves or job.env_set)
 
 
-def _describe(config: DictConfig, folder: Path, overrides: Any) -> None:
+def _unresolved(node: Any) -> Any:
+    """A part of a configuration as plain values, interpolations as they are written."""
+    if OmegaConf.is_config(node):
+        return OmegaConf.to_container(node, resolve=False, enum_to_str=True)
+    value = node._value()
+    return value.name if isinstance(value, Enum) else value
+
+
+def _describe(config: DictConfig, folder: Path, overrides: Any, hydra: dict[str, Any]) -> None:
     """Write the configuration, that of Hydra, and the overrides, where they are asked for."""
     subfolder = config.hydra.output_subdir
     if subfolder is None:
         return
-    whole = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-    hydra = {"hydra": whole.pop("hydra")}  # type: ignore[union-attr,arg-type]
-    described = {"config.yaml": whole, "hydra.yaml": hydra, "overrides.yaml": overrides}
+    task = {name: _unresolved(config._get_node(name)) for name in config if name != "hydra"}
+    described = {"config.yaml": task, "hydra.yaml": {"hydra": hydra}, "overrides.yaml": overrides}
     (folder / subfolder).mkdir(parents=True, exist_ok=True)
     for name, container in described.items():
         (folder / subfolder / name).write_text(to_yaml(container), encoding="utf-8")

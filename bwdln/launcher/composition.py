@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, cast
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
@@ -20,11 +21,16 @@ from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, rea
 from bwdln.errors import check
 
 
-class Kind(NamedTuple):
-    """A configuration to set values on, and whether setting them is all there is to a job of this kind."""
+@dataclass
+class Kind:
+    """A configuration to set values on, and whether setting them is all there is to a job of this kind.
+
+    `hydra`: the plain container of its part of Hydra, once that was asked for.
+    """
 
     config: DictConfig
     plain: bool
+    hydra: dict[str, Any] | None = None
 
 
 class Composer:
@@ -37,6 +43,7 @@ class Composer:
         self._groups: dict[str, bool] = {}
         self._runners = _runners(master)
         self._kinds: dict[tuple[str, ...], Kind] = {}
+        self._latest = Kind(master, False)
 
     def parsed(self, text: str) -> Override:
         """An override, parsed once."""
@@ -73,11 +80,12 @@ class Composer:
             named = [each.key_or_group for each, plain in zip(every, simple, strict=True) if plain]
             others = [each.key_or_group for each, plain in zip(every, simple, strict=True) if not plain]
             settable = all(_is_plain(config, name) and not _overlaps(name, others) for name in named)
-            self._kinds[signature] = Kind(config, settable)
+            self._latest = self._kinds[signature] = Kind(config, settable)
             return config
         kind = self._kinds[signature]
         if not kind.plain:
-            return self.whole(number, overrides)
+            self._latest = Kind(self.whole(number, overrides), False)
+            return self._latest.config
         for each, plain in zip(every, simple, strict=True):
             if plain:
                 OmegaConf.update(kind.config, each.key_or_group, each.value(), merge=True)
@@ -92,7 +100,21 @@ class Composer:
                 item_sep=form.item_sep,
                 exclude_keys=form.exclude_keys,
             )
+        self._latest = kind
         return kind.config
+
+    def hydra(self) -> dict[str, Any]:
+        """Hydra's part of the configuration of the latest job, unresolved, as nested mappings.
+
+        Good until the next job: of a kind, jobs differ in what is set here.
+        """
+        latest, job = self._latest, self._latest.config.hydra.job
+        if latest.hydra is None:
+            container = OmegaConf.to_container(latest.config.hydra, resolve=False, enum_to_str=True)
+            latest.hydra = cast(dict[str, Any], container)
+        latest.hydra["job"] |= {"id": job.id, "num": job.num, "override_dirname": job.override_dirname}
+        latest.hydra["overrides"]["task"] = list(latest.config.hydra.overrides.task)
+        return latest.hydra
 
     def numbered(self, number: int, overrides: Sequence[str]) -> DictConfig:
         """That of the sweep, with the number and the overrides of a job that does not compose."""
@@ -100,6 +122,7 @@ class Composer:
         _number(config, number)
         with read_write(config.hydra):
             config.hydra.overrides.task = list(overrides)
+        self._latest = Kind(config, False)
         return config
 
     def _is_value(self, override: Override) -> bool:

@@ -41,7 +41,12 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) ->
             config = _config(composer, number, job_overrides[number - first])
             _current(config)
             returns[number - first] = books.kept(
-                launcher.task_function, work, config, launcher.hydra_context, places[number]
+                launcher.task_function,
+                work,
+                config,
+                launcher.hydra_context,
+                places[number],
+                composer.hydra(),
             )
             configure_log(launcher.config.hydra.hydra_logging, launcher.config.hydra.verbose)
     finally:
