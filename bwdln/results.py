@@ -222,7 +222,7 @@ def save(result: Result, folder: str | Path) -> Path:
     folder = writable(folder)
     temporary = folder / f".result-{uuid.uuid4().hex}.nc"
     try:
-        with _as_bad_folder(folder):
+        with writing(folder):
             _write(result.dataset, temporary)
             _flush(temporary)
             return _publish(temporary, folder)
@@ -246,7 +246,7 @@ def write_dataset(dataset: xarray.Dataset, path: str | Path) -> None:
     writable(path.parent)
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.nc")
     try:
-        with _as_bad_folder(path.parent):
+        with writing(path.parent):
             _write(dataset, temporary)
             temporary.replace(path)
     finally:
@@ -273,7 +273,7 @@ def joined(parts: Sequence[Result], config: Config) -> Result:
 def writable(folder: str | Path) -> Path:
     """Make the folder if it is missing; raises `InvalidOption` unless a file can be made in it."""
     folder = Path(folder)
-    with _as_bad_folder(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{uuid.uuid4().hex}"
         probe.touch(exist_ok=False)
@@ -282,7 +282,7 @@ def writable(folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _as_bad_folder(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """Failures to write as one line (netCDF4 reports a full disk as a `RuntimeError`)."""
     try:
         yield

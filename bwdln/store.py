@@ -206,10 +206,10 @@ class Store:
         Raises `InvalidOption` if another process holds it.
         """
         results.writable(self.folder)
-        with _writing(self.folder):
+        with results.writing(self.folder):
             file = open(self.folder / "lock", "a+b", buffering=0)  # noqa: SIM115
         with file:
-            with _writing(self.folder):
+            with results.writing(self.folder):
                 if not _locked(file):
                     file.seek(0)
                     holder = " ".join(file.read().decode(errors="replace").split())
@@ -273,7 +273,7 @@ class Store:
         results.writable(folder)
         temporary = folder / ".result.nc"  # one name: what a killed process leaves goes with the next call
         try:
-            with _writing(folder):
+            with results.writing(folder):
                 temporary.unlink(missing_ok=True)
                 _link_or_copy(source, temporary)
                 temporary.replace(path)
@@ -282,7 +282,9 @@ class Store:
         return path
 
     def _is_ours(self, path: Path) -> bool:
-        """Whether a file is a result of this store, be it an earlier one."""
+        """Whether a file is a result of this store, be it an earlier one, or one that was set aside."""
+        if any(path.samefile(each) for each in self.folder.glob("*.damaged")):
+            return True
         try:
             return self.has(str(results.read(path).dataset.attrs.get("key")))
         except InvalidOption:
@@ -296,7 +298,7 @@ class Store:
         results.writable(path.parent)
         temporary = path.with_name(f".{path.name}")
         try:
-            with _writing(path.parent):
+            with results.writing(path.parent):
                 with temporary.open("wb") as file:
                     named: dict[str, Any] = {f"state_{name}": each for name, each in arrays.items()}
                     named |= {"keys": np.array(list(keys)), "names": np.array(list(arrays), str)}
@@ -332,7 +334,7 @@ class Store:
 
     def drop_checkpoint(self, keys: Sequence[str]) -> None:
         """Remove what was saved of a batch, if anything was."""
-        with _writing(self.folder):
+        with results.writing(self.folder):
             self._checkpoint(keys).unlink(missing_ok=True)
 
     def _result(self, key: str) -> Path:
@@ -343,7 +345,7 @@ class Store:
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         """Rename a file that cannot be read, so that what it should hold is computed again."""
-        with _writing(path.parent):
+        with results.writing(path.parent):
             path.replace(path.with_name(f"{path.name}.damaged"))
         reason = " ".join(str(error).split()) or type(error).__name__
         log.warning("%s is computed again; the file is kept as %s.damaged (%s)", path, path.name, reason)
@@ -362,16 +364,6 @@ def _check_sums(path: Path) -> None:
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Failures of the file system as one line."""
-    try:
-        yield
-    except OSError as error:
-        takes = f"a folder that can be written ({error.strerror or error})"
-        raise InvalidOption("folder", folder, takes) from error
 
 
 def _locked(file: FileIO) -> bool:

@@ -19,6 +19,8 @@ from rich.table import Table
 
 #: As many programs of a plan are listed.
 LISTED_PROGRAMS = 12
+#: A text in a table of a sweep is so long at most; the file holds all of it.
+LONGEST = 60
 #: As many seeds are listed on a terminal; the log and the result hold all.
 LISTED = 32
 
@@ -60,18 +62,25 @@ def plan(planned: Any, jobs: int, studies: int) -> list[str]:
     alone = f", {studies:,} studies one by one" if studies else ""
     to_run = len(planned.keys) - before
     on_device, on_host = map(_bytes, planned.bytes_per_batch)
-    lines = [f"plan      {jobs:,} jobs: {to_run:,} to run, {before:,} done before, {failed:,} refused{alone}"]
+    lines = [
+        f"plan      {_count(jobs, 'job')}: {to_run:,} to run, {before:,} done before, {failed:,} refused{alone}"
+    ]
     if not batches:
         return lines
     lines.append(
-        f"programs  {len(planned.programs):,}, for {planned.lanes:,} lanes in {len(batches):,} batches"
+        f"programs  {len(planned.programs):,}, "
+        f"for {_count(planned.lanes, 'lane')} in {_count(len(batches), 'batch', 'batches')}"
     )
-    for program in planned.programs[:LISTED_PROGRAMS]:
+    options = [_compiled_options(program[0].pieces[0].problem) for program in planned.programs]
+    common = set.intersection(*options)
+    for program, own in zip(planned.programs[:LISTED_PROGRAMS], options, strict=False):
         static = program[0].pieces[0].problem.static
         numbers = {piece.job for batch in program for piece in batch.pieces}
         lanes = sum(batch.lanes for batch in program)
-        what = f"{static.loss.name}, {static.dynamics.name}, widths {_widths(static.widths)}"
-        lines.append(f"          {what}: {len(numbers):,} jobs, {lanes:,} lanes, {len(program):,} batches")
+        names = [static.loss.name, static.dynamics.name, f"widths {_widths(static.widths)}"]
+        what = ", ".join([*names, *(f"{name}={value}" for name, value in sorted(own - common))])
+        counts = _count(len(numbers), "job"), _count(lanes, "lane"), _count(len(program), "batch", "batches")
+        lines.append(f"          {what}: {', '.join(counts)}")
     if len(planned.programs) > LISTED_PROGRAMS:
         lines.append(f"          … and {len(planned.programs) - LISTED_PROGRAMS:,} more")
     lines.append(f"devices   {len(planned.devices)} x {platform}")
@@ -79,6 +88,19 @@ def plan(planned: Any, jobs: int, studies: int) -> list[str]:
         f"memory    about {on_device} on the devices and {on_host} for records, in the largest batch"
     )
     return lines
+
+
+def _count(number: int, one: str, several: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
+def _compiled_options(problem: Any) -> set[tuple[str, str]]:
+    """The options that a program holds as they are, beside its names and widths, with their values."""
+    config, static = problem.config, problem.static
+    found = {("precision", config.precision), ("record.count", str(len(problem.record_points)))}
+    for group, choice in (("loss", static.loss), ("dynamics", static.dynamics)):
+        found |= {(f"{group}.{name}", str(value)) for name, value in choice.options}
+    return found
 
 
 def _widths(widths: Sequence[int]) -> str:
@@ -207,10 +229,11 @@ def sweep_table(
 
 
 def cell(value: Any) -> str:
-    """A value in a printed table."""
+    """A value in a printed table; long texts, such as why a job failed, are cut."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def listing(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

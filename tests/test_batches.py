@@ -74,7 +74,12 @@ def test_the_plan_is_shown_and_nothing_is_written(here, tmp_path):
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "plan      3 jobs: 3 to run, 0 done before, 0 refused"
-    assert lines[1] == "programs  2, for 6 lanes in 2 batches"
+    program = "          bures_wasserstein, gradient_descent, widths 4×3"
+    assert lines[1:4] == [
+        "programs  2, for 6 lanes in 2 batches",
+        f"{program}, loss.tau=0.0: 1 job, 2 lanes, 1 batch",
+        f"{program}: 2 jobs, 4 lanes, 1 batch",
+    ]
     assert lines[-2] == "devices   1 x cpu"
     assert lines[-1].startswith("memory    about ")
     assert list(tmp_path.iterdir()) == []
@@ -157,6 +162,18 @@ def test_a_file_that_is_not_of_the_sweep_is_never_replaced(here, tmp_path):
     assert str(foreign.parent) in err
     assert foreign.read_text() == "mine"
     assert "1 of 2 jobs done" in out
+
+
+def test_a_result_that_was_damaged_in_its_folder_is_computed_again(here, tmp_path):
+    """It is the stored file under another name."""
+    here("seed=0,1")
+    path = tmp_path / "here" / "0" / "result.nc"
+    path.write_text("not a result")
+    status, out, err = here("seed=0,1")
+    assert (status, err.count("\n")) == (0, 1)
+    assert "is computed again" in err
+    assert "2 of 2 jobs done, 1 of them by an earlier sweep, 0 failed" in out
+    assert results.load(path.parent).config.seed == 0
 
 
 def test_two_sweeps_in_one_folder(here, tmp_path):
