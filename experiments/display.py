@@ -62,9 +62,8 @@ def plan(planned: Any, jobs: int, studies: int) -> list[str]:
     alone = f", {studies:,} studies one by one" if studies else ""
     to_run = len(planned.keys) - before
     on_device, on_host = map(_bytes, planned.bytes_per_batch)
-    lines = [
-        f"plan      {_count(jobs, 'job')}: {to_run:,} to run, {before:,} done before, {failed:,} refused{alone}"
-    ]
+    came = f"{to_run:,} to run, {before:,} done before, {failed:,} refused{alone}"
+    lines = [f"plan      {_count(jobs, 'job')}: {came}"]
     if not batches:
         return lines
     lines.append(
