@@ -1,5 +1,6 @@
 """The command line of experiments.train: configuration, errors, folders, summary."""
 
+import json
 import math
 import os
 import re
@@ -18,8 +19,10 @@ from registries import REGISTRIES
 from bwdln import analysis, figures, results, simulate
 from bwdln import config as configurations
 from bwdln.errors import InvalidOption
+from bwdln.lanes import Progress
 from bwdln.losses import LOSSES, frobenius
 from bwdln.registry import Choice
+from bwdln.sweep import SweepProgress
 from experiments import command_line, display, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -407,6 +410,45 @@ def test_the_bar_shows_lanes_and_gaps_on_a_terminal_only(monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert "step 1,200/2,000 · 3/16 running, 12 converged · gap 1.5e-09, median 2.0e-03 · left" in err
+
+
+WHOLE = SweepProgress(
+    jobs=5, done=2, stored=1, failed=1, lanes=32, lanes_done=8, running=Progress(**vars(AT))
+)
+
+
+def test_a_sweep_tells_how_far_it_is_in_two_bars_on_a_terminal_only(monkeypatch, capsys, tmp_path):
+    with display.sweep_progress(tmp_path) as on_progress:
+        on_progress(WHOLE)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    with display.sweep_progress(tmp_path) as on_progress:
+        on_progress(WHOLE)
+    out, err = capsys.readouterr()
+    assert out == ""
+    # 8 lanes of batches that ended, and 16 at 3/5 of their way.
+    assert re.search(r"2/5 jobs, 1 failed · 18/32 lanes, .* a second · left", err)
+    assert "step 1,200/2,000 · 3/16 running, 12 converged" in err
+
+
+def test_a_sweep_tells_other_programs_how_far_it_is(tmp_path):
+    path = tmp_path / "progress.json"
+    with pytest.raises(KeyboardInterrupt), display.sweep_progress(tmp_path) as on_progress:
+        on_progress(WHOLE._replace(running=BATCH._replace(best_gap=math.nan)))
+        raise KeyboardInterrupt
+    told = json.loads(path.read_text())
+    assert {name: told[name] for name in ("state", "jobs", "done", "failed", "lanes")} == {
+        "state": "interrupted", "jobs": 5, "done": 2, "failed": 1, "lanes": 32
+    }  # fmt: skip
+    assert told["running"]["converged"] == 12
+    assert told["running"]["best_gap"] is None
+    assert told["seconds_left"] >= 0
+    with display.sweep_progress(tmp_path) as on_progress:
+        on_progress(WHOLE._replace(running=None, lanes_done=32))
+    told = json.loads(path.read_text())
+    assert (told["state"], told["running"], told["seconds_left"]) == ("finished", None, 0.0)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_bar_of_a_flow_shows_its_time():

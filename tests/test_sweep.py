@@ -3,6 +3,7 @@
 import os
 import signal
 
+import jax
 import numpy as np
 import pytest
 import xarray
@@ -118,6 +119,20 @@ def test_batches_of_any_size_give_the_same(lanes_per_batch, lanes_run):
     assert sum(lanes_run) == 10
     for left, right in zip(found, alone, strict=True):
         assert_same(left, right, 1e-12)
+
+
+def test_batches_of_one_program_share_what_is_compiled(monkeypatch):
+    """The last batch is shorter, and on an accelerator all lanes of a batch go together."""
+    configs = by_tau(0.1, 0.2, 0.3, 0.4, 0.5)
+    alone = [simulate.run(config) for config in configs]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    options = Sweep(lanes_per_batch=4)
+    planned = sweep.plan(dict(enumerate(configs)), options)
+    assert [(batch.lanes, batch.places) for batch in planned.batches] == [(4, 4), (4, 4), (2, 4)]
+    for left, right in zip(sweep.run(configs, options), alone, strict=True):
+        assert_same(left, right)
+    functions = program.program(planned.batches[0].pieces[0].problem.static, planned.devices)
+    assert [each._cache_size() for each in functions] == [1, 1, 1]
 
 
 def test_what_is_stored_is_not_computed_again(tmp_path, lanes_run):
