@@ -53,6 +53,11 @@ class TestBatchedLauncher(LauncherTestSuite):
     def overrides(self, sweeper):
         return [f"hydra/sweeper={sweeper}"]
 
+    @pytest.fixture(autouse=True)
+    def anew(self, hydra_restore_singletons, own_logging):
+        """Hydra as it is before any application has told it of a version."""
+        version.VersionBase.instance().version_base = version._UNSPECIFIED_
+
 
 @pytest.mark.parametrize(
     ("task_launcher_cfg", "extra_flags"),
@@ -355,7 +360,7 @@ def contents(folder):
 def launch(configs, tmp_path, monkeypatch, hydra_restore_singletons, own_logging):
     """Launch jobs of a task, in an empty folder: gives their returns."""
     monkeypatch.chdir(tmp_path)
-    master = set_up(configs, "hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
+    master = set_up(configs, "hydra/job_logging=none", "hydra/hydra_logging=none")
 
     def run(task, *overrides, first=0):
         return launcher(master, task).launch(list(overrides), first)
