@@ -365,13 +365,20 @@ def _run_batch(
 
     def save() -> None:
         nonlocal saved
-        if store is not None and time.perf_counter() - saved >= options.checkpoint_seconds:
-            store.save_checkpoint(keys, running.snapshot())
+        if store is not None and running.records:
+            try:
+                store.save_checkpoint(keys, running.snapshot())
+            except InvalidOption as error:  # a full disk, say: the run may come to its end all the same
+                log.warning("no checkpoint: %s", error)
             saved = time.perf_counter()
 
-    if running.run(simulate.points(problems), told.running, interrupt, on_record=save, look=False):
-        if store is not None and running.records:
-            store.save_checkpoint(keys, running.snapshot())
+    def save_sometimes() -> None:
+        if time.perf_counter() - saved >= options.checkpoint_seconds:
+            save()
+
+    points = simulate.points(problems)
+    if running.run(points, told.running, interrupt, on_record=save_sometimes, look=False):
+        save()
         raise KeyboardInterrupt
     history = simulate.History(start, running.records, running.finish(), False)
     return simulate.finished(problems, history, time.perf_counter() - began)

@@ -1,5 +1,6 @@
 """Sweeps as a library: what is planned, what runs together, what is kept, what fails alone."""
 
+import errno
 import os
 import signal
 
@@ -9,7 +10,7 @@ import pytest
 import xarray
 from problems import job
 
-from bwdln import program, simulate, sweep
+from bwdln import program, results, simulate, sweep
 from bwdln.config import Sweep
 from bwdln.dynamics import integrate
 from bwdln.errors import InvalidOption
@@ -183,6 +184,42 @@ def test_a_batch_goes_on_from_its_checkpoint(tmp_path, lanes_run, monkeypatch):
     assert store.checkpoints() == []
     for left, right in zip(found, undisturbed, strict=False):
         assert_same(left, right, 1e-12)
+
+
+def full_disk(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_nothing(tmp_path, monkeypatch, caplog):
+    configs = by_tau(0.1, 0.2)
+    expected = sweep.run(configs)
+    monkeypatch.setattr(np, "savez", full_disk)
+    found = sweep.run(configs, Sweep(checkpoint_seconds=1e-9), store=Store(tmp_path))
+    for left, right in zip(found, expected, strict=True):
+        assert_same(left, right, 1e-12)
+    assert "no checkpoint: folder: got " in caplog.text
+    assert os.strerror(errno.ENOSPC) in caplog.text
+
+
+def test_what_was_stored_before_the_disk_was_full_is_not_lost(tmp_path, lanes_run):
+    configs = by_tau(0.1, 0.2, 0.3)
+    store, keep = Store(tmp_path), Store.keep
+    with pytest.MonkeyPatch.context() as patched:
+
+        def filling(self, *arguments, **options):
+            if len(self.keys()) == 2:
+                patched.setattr(results, "_write", full_disk)
+            return keep(self, *arguments, **options)
+
+        patched.setattr(Store, "keep", filling)
+        with pytest.raises(
+            InvalidOption, match=r"^folder: got .*; takes a folder that can be written \(No sp"
+        ):
+            sweep.run(configs, store=store)
+    assert len(store.keys()) == 2
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert len(sweep.run(configs, store=store)) == 3
+    assert lanes_run == [6, 2]
 
 
 def out_of_memory(most, begin=simulate.begin):
