@@ -70,16 +70,12 @@ def plan(planned: Any, jobs: int, studies: int) -> list[str]:
         f"programs  {len(planned.programs):,}, "
         f"for {_count(planned.lanes, 'lane')} in {_count(len(batches), 'batch', 'batches')}"
     )
-    options = [_compiled_options(program[0].pieces[0].problem) for program in planned.programs]
-    common = set.intersection(*options)
-    for program, own in zip(planned.programs[:LISTED_PROGRAMS], options, strict=False):
-        static = program[0].pieces[0].problem.static
+    names = _names_of_programs([program[0].pieces[0].problem for program in planned.programs])
+    for program, name in zip(planned.programs[:LISTED_PROGRAMS], names, strict=False):
         numbers = {piece.job for batch in program for piece in batch.pieces}
         lanes = sum(batch.lanes for batch in program)
-        names = [static.loss.name, static.dynamics.name, f"widths {_widths(static.widths)}"]
-        what = ", ".join([*names, *(f"{name}={value}" for name, value in sorted(own - common))])
         counts = _count(len(numbers), "job"), _count(lanes, "lane"), _count(len(program), "batch", "batches")
-        lines.append(f"          {what}: {', '.join(counts)}")
+        lines.append(f"          {name}: {', '.join(counts)}")
     if len(planned.programs) > LISTED_PROGRAMS:
         lines.append(f"          … and {len(planned.programs) - LISTED_PROGRAMS:,} more")
     lines.append(f"devices   {len(planned.devices)} x {platform}")
@@ -93,12 +89,24 @@ def _count(number: int, one: str, several: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
-def _compiled_options(problem: Any) -> set[tuple[str, str]]:
-    """The options that a program holds as they are, beside its names and widths, with their values."""
+def _names_of_programs(problems: Sequence[Any]) -> list[str]:
+    """What a program is for, from a problem of each; with the options that others of its kind have not."""
+    kinds = [f"{each.static.loss.name}, {each.static.dynamics.name}" for each in problems]
+    options = [_compiled_options(each) for each in problems]
+    names = []
+    for problem, kind, own in zip(problems, kinds, options, strict=True):
+        alike = [others for other, others in zip(kinds, options, strict=True) if other == kind]
+        apart = sorted(option for option in own if not all(option in others for others in alike))
+        names.append(", ".join([f"{kind}, widths {_widths(problem.static.widths)}", *apart]))
+    return names
+
+
+def _compiled_options(problem: Any) -> set[str]:
+    """The options that a program holds as they are, with their values."""
     config, static = problem.config, problem.static
-    found = {("precision", config.precision), ("record.count", str(len(problem.record_points)))}
+    found = {f"precision={config.precision}", f"record.count={len(problem.record_points) - 1}"}
     for group, choice in (("loss", static.loss), ("dynamics", static.dynamics)):
-        found |= {(f"{group}.{name}", str(value)) for name, value in choice.options}
+        found |= {f"{group}.{name}={getattr(value, 'name', value)}" for name, value in choice.options}
     return found
 
 
