@@ -291,6 +291,24 @@ def test_a_task_learns_what_its_jobs_are(master):
     assert "hydra" not in jobs[1].options
 
 
+@pytest.mark.parametrize(
+    ("jobs", "swept"),
+    [
+        ([["number=1"], ["number=1", "text=a"]], {"text": [None, "a"]}),
+        (
+            [["number=1"], ["text=a"], ["number=1", "text=b"]],
+            {"number": [1, None, 1], "text": [None, "a", "b"]},
+        ),
+        ([["number=1"], ["++number=2"]], {"number": [1, 2]}),
+        ([["~text"], ["text=a"]], {"text": [None, "a"]}),
+        ([["flag=1", "number=nan"], ["flag=true", "number=nan"]], {"flag": [1, True]}),
+    ],
+)
+def test_what_differs_between_jobs_of_different_options(master, jobs, swept):
+    made = compose_jobs(master, *(["needed=1", *job] for job in jobs))
+    assert {name: [job.swept[name] for job in made] for name in made[0].swept} == swept
+
+
 def test_a_job_that_does_not_compose_says_why(master):
     jobs = compose_jobs(master, ["needed=1", "number=1"], ["number=2"], ["needed=1", "unknown=3"])
     assert jobs[0].options["number"] == 1

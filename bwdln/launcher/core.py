@@ -95,23 +95,23 @@ def compose(
 
 def _swept(composer: Composer, job_overrides: Sequence[Sequence[str]]) -> dict[str, list[Any]]:
     """What differs between the jobs: the values of each such option, in the order of the jobs."""
-    values: dict[str, list[Any]] = {}
-    for overrides in job_overrides:
-        own = {each.get_key_element(): _value(each) for each in map(composer.parsed, overrides)}
-        for name in own.keys() | values.keys():
-            values.setdefault(name, []).append(own.get(name))
-    names = (
-        [each.get_key_element() for each in map(composer.parsed, job_overrides[0])] if job_overrides else []
-    )
-    differing = {
-        name: values[name]
-        for name in dict.fromkeys([*names, *sorted(values)])
-        if any(value != values[name][0] for value in values[name])
+    each_job = [{_name(each): _value(each) for each in map(composer.parsed, job)} for job in job_overrides]
+    first = list(each_job[0]) if each_job else []
+    values = {
+        name: [own.get(name) for own in each_job]
+        for name in dict.fromkeys([*first, *sorted(set().union(*each_job))])
     }
+    # As texts: 1 is not true there, and nan is nan.
+    differing = {name: each for name, each in values.items() if len(set(map(repr, each))) > 1}
     for name in differing:
-        if name.lstrip("+~").startswith(("hydra.", "hydra/")):
+        if name.startswith(("hydra.", "hydra/")):
             raise InvalidOption(name, "several values", "one value: the jobs run together")
-    return {name.lstrip("+~"): each for name, each in differing.items()}
+    return differing
+
+
+def _name(override: Override) -> str:
+    """The option or group an override is about, whether it sets, adds or deletes it."""
+    return str(override.get_key_element().lstrip("+~"))
 
 
 def _value(override: Override) -> Any:
