@@ -412,9 +412,8 @@ def test_the_bar_shows_lanes_and_gaps_on_a_terminal_only(monkeypatch, capsys):
     assert "step 1,200/2,000 · 3/16 running, 12 converged · gap 1.5e-09, median 2.0e-03 · left" in err
 
 
-WHOLE = SweepProgress(
-    jobs=5, done=2, stored=1, failed=1, lanes=32, lanes_done=8, running=Progress(**vars(AT))
-)
+BATCH = Progress(**vars(AT))
+WHOLE = SweepProgress(jobs=5, done=2, stored=1, failed=1, lanes=32, lanes_done=8, running=BATCH)
 
 
 def test_a_sweep_tells_how_far_it_is_in_two_bars_on_a_terminal_only(monkeypatch, capsys, tmp_path):

@@ -346,6 +346,7 @@ def test_the_books_are_those_of_hydra(configs, tmp_path, monkeypatch, fails, sub
         master = set_up(configs, f"hydra.output_subdir={subdir}", quiet)
         composer = Composer(master.hydra.config_loader, master.config)
         composer.job(2, ["needed='0'", *AWKWARD[1:]])  # leaves what must not be seen
+        composer.hydra()
         config = composer.job(3, AWKWARD)
         context = hydra_context(master)
         if name == "hydra":
@@ -445,6 +446,20 @@ def test_a_sweeper_that_chooses_as_it_goes_reads_values(launch):
         value += 1 if seen[value + 1] <= seen[value] else -1
     assert min(seen, key=seen.get) == 3
     assert task.jobs[0].number == 10
+
+
+@pytest.mark.parametrize(
+    ("option", "seen"),
+    [("hydra.job.chdir=true", ("job 1", None)), ("+hydra.job.env_set.SET=so", ("out", "so"))],
+)
+@pytest.mark.usefixtures("hydra_restore_singletons", "own_logging")
+def test_the_process_changes_with_the_job_where_nobody_looks_on(configs, tmp_path, monkeypatch, option, seen):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    master = set_up(configs, "hydra/job_logging=none", "hydra/hydra_logging=none", option)
+    task = Recorder(lambda job: (Path.cwd().name, os.environ.get("SET")))
+    assert launcher(master, task).launch(numbers(1), 1)[0].return_value == seen
+    assert (Path.cwd().name, os.environ.get("SET")) == ("out", None)
 
 
 # --- callbacks, and whole applications ------------------------------------------------------------

@@ -16,6 +16,7 @@ from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.utils import filter_overrides
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from bwdln.errors import check
@@ -121,7 +122,7 @@ class Composer:
         config = copy.deepcopy(self._master)
         _number(config, number)
         with read_write(config.hydra):
-            config.hydra.overrides.task = list(overrides)
+            config.hydra.overrides.task = list(filter_overrides(overrides))
         self._latest = Kind(config, False)
         return config
 
