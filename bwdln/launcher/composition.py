@@ -79,7 +79,12 @@ class Composer:
         if signature not in self._kinds:
             config = self.whole(number, overrides)
             named = [each.key_or_group for each, plain in zip(every, simple, strict=True) if plain]
-            others = [each.key_or_group for each, plain in zip(every, simple, strict=True) if not plain]
+            # Values are set after all choices of groups were made, whatever the order they are typed in.
+            others = [
+                each.key_or_group
+                for each, plain in zip(every, simple, strict=True)
+                if not (plain or self._is_group(each.key_or_group))
+            ]
             settable = all(_is_plain(config, name) and not _overlaps(name, others) for name in named)
             self._latest = self._kinds[signature] = Kind(config, settable)
             return config
