@@ -135,7 +135,8 @@ def ending(
     folder: Path, written: Sequence[tuple[str, Path]], drawn: Sequence[Path], seconds: float
 ) -> list[str]:
     """The last lines: the time it took and where the files are."""
-    names, kinds = ({each.stem for each in drawn}, {each.suffix[1:] for each in drawn})
+    parts = [each.name.partition(".") for each in drawn]
+    names, kinds = {name for name, _, _ in parts}, {kind for _, _, kind in parts}
     files = f"{_shown(folder)}/{{{','.join(sorted(names))}}}.{{{','.join(sorted(kinds))}}}"
     return [
         f"time     {seconds:.1f} s",

@@ -267,7 +267,7 @@ def test_a_run_prints_its_summary_and_logs_it_and_is_never_overwritten(command, 
     assert [line.split()[0] for line in lines[-4:]] == ["time", "result", "figures", "log"]
     assert lines[-3:] == [
         "result   here/result.nc",
-        "figures  here/{gap}.{pdf,png}",
+        "figures  here/{gap}.{data.csv,pdf,png}",
         "log      here/train.log",
     ]
     kept = {name: Path("here", name).read_bytes() for name in written(Path("here"))}

@@ -193,7 +193,9 @@ def test_nothing_to_compare_is_no_figure(tmp_path):
 
 def test_all_are_written(tmp_path):
     paths = figures.sweep(dataset("lines"), tmp_path / "new", "relative_gap")
-    assert sorted(path.name for path in paths) == ["final.pdf", "final.png", "gap.pdf", "gap.png"]
+    assert sorted(path.name for path in paths) == [
+        f"{name}.{kind}" for name in ("final", "gap") for kind in ("data.csv", "pdf", "png")
+    ]
     assert all(path.stat().st_size > 5000 for path in paths)
 
 

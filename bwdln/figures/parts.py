@@ -23,6 +23,7 @@ from matplotlib.ticker import (
 )
 
 from bwdln import analysis
+from bwdln.figures import data
 from bwdln.results import Result, writable
 
 #: Width of a column of a two-column paper (ICML), in inches.
@@ -142,8 +143,9 @@ def _logarithmic_from_zero(axes: Axes, along: np.ndarray) -> None:
 def drawn_to(folder: str | Path, figures: Mapping[str, Callable[[], Figure | None]]) -> list[Path]:
     """Draw figures and write each as PDF and PNG (300 dpi) into the folder, made if missing.
 
-    A function that returns None has nothing to show. Returns the paths. Figures of the same name
-    are replaced. Raises `InvalidOption` if the folder cannot be written.
+    Beside them goes what they show as CSV (`figures.data`), unless these are photographs. A function
+    that returns None has nothing to show. Returns the paths. Figures of the same name are replaced.
+    Raises `InvalidOption` if the folder cannot be written.
     """
     folder, paths = writable(folder), []
     for name, draw in figures.items():
@@ -158,4 +160,5 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
     for path in paths:
         figure.savefig(path, dpi=300)
-    return paths
+    table = stem.with_suffix(data.SUFFIX)
+    return [*paths, table] if data.write(figure, table) else paths
