@@ -18,11 +18,14 @@ from bwdln.results import SCHEMA, Result, described
 
 #: What variables may lie along, beside `config`, in this order. What lies along anything else is a matrix, a
 #: weight or a sample: those stay in the files of the jobs.
-DIMENSIONS = ("seed", "certificate", "record", "mode", "interface")
+DIMENSIONS = ("seed", "certificate", "record", "mode", "interface", "eigenvalue")
+MATRIX = {"mode", "eigenvalue"}
 
 #: What variables of a sweep say of themselves that no result has.
 DESCRIPTIONS = {
     "job": "number of the job",
+    "depth": "number of layers",
+    "eigenvalue": "position in descending order, from 1",
     "records": "how many records the job has; NaN behind them",
     "clock": "what the job is recorded by: step or time",
     "seed_number": "seed of the lane",
@@ -35,6 +38,7 @@ class _Part(NamedTuple):
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]]
     labels: dict[str, np.ndarray]
     clock: str
+    depth: float
 
 
 class Collection:
@@ -53,11 +57,15 @@ class Collection:
         for name, variable in result.dataset.variables.items():
             if name in DIMENSIONS:
                 labels[str(name)] = variable.values
-            elif set(variable.dims) <= set(DIMENSIONS):
+            elif set(variable.dims) <= set(DIMENSIONS) and not set(variable.dims) >= MATRIX:
                 dimensions = tuple(each for each in DIMENSIONS if each in variable.dims)
                 ordered = variable if dimensions == variable.dims else variable.transpose(*dimensions)
                 variables[str(name)] = (dimensions, ordered.values)
-        self._parts[number] = _Part(variables, labels, str(result.dataset.attrs.get("clock", "step")))
+        if "eigenvalue" in result.dataset.sizes:
+            labels["eigenvalue"] = np.arange(1, result.dataset.sizes["eigenvalue"] + 1)
+        attributes = result.dataset.attrs
+        clock, depth = str(attributes.get("clock", "step")), float(attributes.get("depth", np.nan))
+        self._parts[number] = _Part(variables, labels, clock, depth)
 
     def dataset(self, attributes: Mapping[str, Any]) -> xarray.Dataset:
         """All results along `config`, in the order of the jobs; what a job has fewer of is padded.
@@ -82,6 +90,7 @@ class Collection:
             for name, dims in dimensions_of.items()
         }
         variables["records"] = (("config",), np.array([len(part.labels["record"]) for part in parts]))
+        variables["depth"] = (("config",), np.array([part.depth for part in parts]))
         variables["clock"] = (("config",), np.array([part.clock for part in parts], dtype=object))
         coordinates = {"job": (("config",), np.array(numbers)), **labels}
         whole = xarray.Dataset(variables, coordinates, {**attributes, "schema": SCHEMA, "kind": "sweep"})

@@ -144,9 +144,11 @@ class Sweep:
 
     `lanes_per_batch`: how many runs go together, or as many as fit; `devices`: how many devices, or all;
     `checkpoint_seconds`: how often a batch in progress is saved. `zip` is for the sweeper: options that
-    move together instead of being multiplied.
+    move together instead of being multiplied. `study`: what it is held against in the end
+    (`studies.SWEEP_STUDIES`).
     """
 
+    study: str | None = host(None)
     dry_run: bool = host(False)
     fresh: bool = host(False)
     zip: tuple[object, ...] = host(())

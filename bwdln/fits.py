@@ -81,3 +81,32 @@ def crossing_time(time: Float[Array, "points"], values: Float[Array, "points"], 
         return float(time[0])
     low, high = values[after - 1], values[after]
     return float(time[after - 1] + (time[after] - time[after - 1]) * (level - low) / (high - low))
+
+
+class Line(NamedTuple):
+    """y = intercept + slope · x, fitted to `points` points; NaN if fewer than three, or all at one x.
+
+    `r_squared` is the share of the variance of y that it explains; NaN where y does not vary.
+    """
+
+    slope: float
+    intercept: float
+    r_squared: float
+    points: int
+
+    def at(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """The values at x."""
+        return np.asarray(self.intercept + self.slope * np.asarray(x))
+
+
+def line(x: Float[Array, "points"], y: Float[Array, "points"]) -> Line:
+    """The regression line through the pairs that are finite: least squares."""
+    usable = np.isfinite(x) & np.isfinite(y)
+    x, y, count = x[usable], y[usable], int(usable.sum())
+    if count < 3 or np.ptp(x) == 0:
+        return Line(np.nan, np.nan, np.nan, count)
+    apart, above = x - x.mean(), y - y.mean()
+    slope = float(apart @ above / (apart @ apart))
+    left, total = above - slope * apart, float(above @ above)
+    explained = 1 - float(left @ left) / total if total > 0 else np.nan
+    return Line(slope, float(y.mean() - slope * x.mean()), explained, count)

@@ -106,6 +106,13 @@ class Batches:
             if len(rows) > LISTED:
                 print(f"… and {len(rows) - LISTED:,} more rows: see the table")
             drawn = figures.sweep(dataset, folder, output.objective) if output.figures != "never" else []
+            study = self._options().study
+            if study is not None:
+                configs = {job: training.config for job, training in self._trainings.items()}
+                findings = studies.conduct_on_sweep(study, dataset, configs, folder)
+                train.show_findings(findings)
+                written += [("table", path) for path in findings.tables]
+                drawn += findings.figures
         print(f"{self._came()}, {len(self._failed):,} failed")
         for line in train.ending(folder, written, drawn, time.perf_counter() - self._began):
             print(line)

@@ -28,18 +28,14 @@ def look(config: Landscape, folder: Path) -> float:
     # JAX: not at the start, so that --help is quick.
     from bwdln import results
     from bwdln.studies import landscape
-    from experiments import display, train
+    from experiments import train
 
     log.info("configuration:\n%s", json.dumps(config.mapping(), indent=2))
     for name, value in results.provenance().items():
         log.info("%s: %s", name, value)
     began = time.perf_counter()
     found = landscape.conduct(config, folder)
-    if found.rows:
-        table = display.listing(found.columns, found.rows)
-        log.info("findings:\n%s", display.plain(table))
-        display.show_table(table)
-    train.report(found.notes)
+    train.show_findings(found)
     tables = [("table", path) for path in found.tables]
     train.report(train.ending(folder, tables, found.figures, time.perf_counter() - began))
     if found.interrupted:

@@ -24,6 +24,7 @@ from experiments.batches import Batches
 
 if TYPE_CHECKING:
     from bwdln.results import Result
+    from bwdln.studies import Findings
 
 log = logging.getLogger("experiments.train")  # also where this is __main__
 
@@ -103,14 +104,21 @@ def study(config: Config, folder: Path) -> tuple[float, bool]:
     began = time.perf_counter()
     with display.progress() as on_progress:
         found = studies.conduct(config, folder, on_progress)
+    show_findings(found)
+    paths = [*(("result", path) for path in found.results), *(("table", path) for path in found.tables)]
+    report(ending(folder, paths, found.figures, time.perf_counter() - began))
+    return found.score, found.interrupted
+
+
+def show_findings(found: Findings) -> None:
+    """Print and log the table and the sentences of a study."""
+    from experiments import display
+
     if found.rows:
         table = display.listing(found.columns, found.rows)
         log.info("findings:\n%s", display.plain(table))
         display.show_table(table)
     report(found.notes)
-    paths = [*(("result", path) for path in found.results), *(("table", path) for path in found.tables)]
-    report(ending(folder, paths, found.figures, time.perf_counter() - began))
-    return found.score, found.interrupted
 
 
 def summarize(result: Result) -> None:

@@ -1,6 +1,7 @@
 """What a study compares: pure functions of results, and of what theory predicts of them."""
 
 from bwdln.comparison import certificate_tightness as certificate_tightness
+from bwdln.comparison import convergence_rate as convergence_rate
 from bwdln.comparison import descent_to_flow as descent_to_flow
 from bwdln.comparison import optimizers as optimizers
 from bwdln.comparison import rank_deficient_rate as rank_deficient_rate

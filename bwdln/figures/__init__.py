@@ -5,6 +5,7 @@ so it works without a display and beside a user's own figures.
 """
 
 from bwdln.figures import certificate_tightness as certificate_tightness
+from bwdln.figures import convergence_rate as convergence_rate
 from bwdln.figures import descent_to_flow as descent_to_flow
 from bwdln.figures import landscape as landscape
 from bwdln.figures import optimizers as optimizers

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FixedLocator,
@@ -30,6 +31,9 @@ from bwdln.results import Result, writable
 COLUMN = 3.25
 
 BLUE, ORANGE, RED, GRAY = "#0072B2", "#E69F00", "#D55E00", "#767676"
+
+#: Cividis without its end in light yellow, which is hard to see on white.
+DARK = LinearSegmentedColormap.from_list("dark", matplotlib.colormaps["cividis"](np.linspace(0, 0.9, 256)))
 
 #: The label of an axis of flow time.
 FLOW_TIME = "flow time $t$"

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -24,6 +24,7 @@ from bwdln import analysis
 from bwdln.analysis import Dataset, SweepFinals, Swept
 from bwdln.figures.parts import (
     BLUE,
+    DARK,
     FLOW_TIME,
     GRAY,
     ORANGE,
@@ -51,9 +52,6 @@ VECTORS = 200
 #: Colors of the values of an option that is no number, and dashes of those of a second option.
 COLORS = (BLUE, ORANGE, "#009E73", RED, "#CC79A7", "#56B4E9")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-
-#: Cividis without its end in light yellow, which is hard to see on white.
-DARK = LinearSegmentedColormap.from_list("dark", matplotlib.colormaps["cividis"](np.linspace(0, 0.9, 256)))
 
 STAR: Options = {
     "marker": "*",

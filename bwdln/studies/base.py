@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bwdln import results, simulate, sweep
+from bwdln.analysis import Dataset
 from bwdln.config import Config
 from bwdln.errors import check
 from bwdln.interruption import Interruption
@@ -21,6 +22,10 @@ from bwdln.simulate import Problem
 #: Name -> function (config, folder, on_progress, *, options) -> Findings. The configuration is that of
 #: the whole job; a study derives its runs from it. It writes into the folder and replaces nothing there.
 STUDIES = Registry("study")
+
+#: Name -> function (dataset, configs, folder) -> Findings, of a sweep that ended: its dataset
+#: (`collection`), and the configuration of each of its jobs by number.
+SWEEP_STUDIES = Registry("sweep study")
 
 #: Called with where the run in progress stands.
 OnProgress = Callable[[Progress], None]
@@ -54,6 +59,17 @@ def conduct(config: Config, folder: str | Path, on_progress: OnProgress | None =
     load_plugins(config.plugins)
     choice = STUDIES.resolved(config.study)
     findings: Findings = STUDIES[choice.name](config, Path(folder), on_progress, **dict(choice.options))
+    return findings
+
+
+def conduct_on_sweep(
+    name: str, dataset: Dataset, configs: Mapping[int, Config], folder: str | Path
+) -> Findings:
+    """Conduct the study of that name on a sweep that ended, and write what it finds into the folder.
+
+    Raises `InvalidOption` for a name that is not registered, and where there is nothing to find.
+    """
+    findings: Findings = SWEEP_STUDIES[name](dataset, configs, Path(folder))
     return findings
 
 

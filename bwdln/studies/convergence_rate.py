@@ -1,0 +1,199 @@
+"""How fast gaps close over the whole of a sweep: the convergence figure of the paper (docs/theory.md §7)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bwdln import figures
+from bwdln.analysis import Dataset
+from bwdln.comparison import convergence_rate as comparison
+from bwdln.comparison.convergence_rate import Group, Points
+from bwdln.config import Config
+from bwdln.errors import check
+from bwdln.studies.base import SWEEP_STUDIES, Findings, write_table
+
+COLUMNS = (
+    "loss",
+    "tau",
+    "points",
+    "fitted",
+    "failed",
+    "no margin",
+    "asymptotic",
+    "worst deviation",
+    "late deviation",
+    "r² depth",
+    "r² √λ_n",
+    "rate / sharp",
+    "rate / paper",
+)
+
+#: How far fitted rates may be from the closed form where their window is asymptotic.
+AGREES = 0.03
+
+
+@SWEEP_STUDIES.register("convergence_rate")
+def convergence_rate(dataset: Dataset, configs: Mapping[int, Config], folder: Path) -> Findings:
+    """The rate of every configuration in the window of the paper, against depth, √λ_n and theory.
+
+    Writes `convergence_rates.csv`, a row for every seed of every configuration, `regressions.csv`, and the
+    figures. The score is the largest relative deviation of a rate from the closed form, over the windows
+    that are asymptotic.
+
+    Raises `InvalidOption` for a sweep that is not of losses and networks whose rates are known.
+    """
+    for job in dataset["job"].values.tolist():
+        name = configs[job].loss.name
+        check(
+            name in comparison.LOSSES,
+            "sweep.study",
+            f"a job with loss={name}",
+            "bures_wasserstein, frobenius",
+        )
+    wide = dataset.sizes["mode"] == dataset.sizes["eigenvalue"]
+    check(wide, "sweep.study", "a generator of low rank", "networks as wide as the data: rates at full rank")
+    groups = comparison.compare(dataset, configs)
+    check(len(groups) > 0, "sweep.study", "no result", "a sweep with results")
+    files = [
+        write_table(folder / "convergence_rates.csv", POINT_COLUMNS, _rows_of_points(groups)),
+        write_table(folder / "regressions.csv", LINE_COLUMNS, _rows_of_lines(groups)),
+    ]
+    drawn = figures.convergence_rate.save_all(groups, folder)
+    return Findings(COLUMNS, table(groups), sentences(groups), [], files, drawn, worst(groups), False)
+
+
+# --- what was found -------------------------------------------------------------------------------
+
+
+def table(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """A row for each loss and τ, as `COLUMNS` names them; ratios are medians."""
+    rows: list[tuple[str, ...]] = []
+    for group in groups:
+        points, margin = group.points, group.points.margin
+        rated = np.isfinite(points.rate) & margin
+        rows.append(
+            (
+                group.loss,
+                f"{group.tau:g}",
+                f"{len(margin)}",
+                f"{int(rated.sum())}",
+                f"{int(np.sum((points.failure != '') & margin))}",
+                f"{int(np.sum(~margin))}",
+                f"{int(points.asymptotic.sum())}",
+                _percent(group.deviation),
+                _percent(group.late_deviation),
+                _short(group.by_depth.r_squared, "{:.3f}"),
+                _short(group.by_smallest.r_squared, "{:.3f}"),
+                _short(_median(points.rate / points.sharp, rated), "{:.2g}"),
+                _short(_median(points.rate / points.paper, rated), "{:.1e}"),
+            )
+        )
+    return rows
+
+
+def _percent(deviations: np.ndarray) -> str:
+    known = np.abs(deviations[np.isfinite(deviations)])
+    return f"{known.max():.2%}" if known.size else "–"
+
+
+def _median(values: np.ndarray, chosen: np.ndarray) -> float:
+    known = values[chosen & np.isfinite(values)]
+    return float(np.median(known)) if known.size else np.nan
+
+
+def _short(value: float, form: str) -> str:
+    return form.format(value) if np.isfinite(value) else "–"
+
+
+def sentences(groups: Sequence[Group]) -> list[str]:
+    """Where the closed form holds, where the window is not asymptotic, and what failed."""
+    said = []
+    deviation = np.concatenate([group.deviation for group in groups])
+    late = np.concatenate([group.late_deviation for group in groups])
+    every = Points(
+        *(np.concatenate(values) for values in zip(*(group.points for group in groups), strict=True))
+    )
+    rated = np.isfinite(every.rate) & every.margin
+    asymptotic = int(every.asymptotic.sum())
+    if asymptotic:
+        agree = int(np.sum(np.abs(deviation[every.asymptotic]) <= AGREES))
+        said.append(
+            f"rates between gaps {comparison.BELOW:g} and {comparison.ABOVE:.1e}: in {asymptotic:,} of "
+            f"{int(rated.sum()):,} windows the rate is that of the end of the run (within "
+            f"{comparison.SAME:.0%}), and of these {agree:,} are within {AGREES:.0%} of the closed form, "
+            f"the worst within {np.nanmax(np.abs(deviation)):.2%}"
+        )
+    transient = rated & ~every.asymptotic & np.isfinite(every.late)
+    if transient.any():
+        faster = every.rate[transient] / every.predicted[transient]
+        said.append(
+            f"in {int(transient.sum()):,} windows faster parts of the gap still die out: "
+            f"their rates are {faster.min():.2f} to {faster.max():.2f} times that of the end"
+        )
+    unknown = int(np.sum(rated & ~np.isfinite(every.late)))
+    if unknown:
+        said.append(f"{unknown:,} runs end before it is known whether their window is asymptotic")
+    known = np.isfinite(late)
+    if known.any():
+        said.append(
+            f"at the end of the run, relative gaps {comparison.LATE_BELOW:g} to {comparison.LATE_ABOVE:g}, "
+            f"rates agree with the closed form within {np.abs(late[known]).max():.2%} "
+            f"in {int(known.sum()):,} runs (median {np.median(np.abs(late[known])):.1e})"
+        )
+    without = int(np.sum(~every.margin))
+    if without:
+        said.append(
+            f"{without:,} points have λ_n ≤ τ: no margin, no exponential rate; their gap decays by a power"
+        )
+    reasons = Counter(_kind(each) for each in every.failure[every.margin] if each)
+    said += [f"{count:,} without a rate: {reason}" for reason, count in reasons.most_common()]
+    return said
+
+
+def _kind(failure: str) -> str:
+    """A failure without its numbers."""
+    if failure.startswith("gap "):
+        return f"the gap is still above {comparison.ABOVE:.1e} in the end"
+    if failure.startswith("begins"):
+        return "the run begins below the window"
+    return failure
+
+
+def worst(groups: Sequence[Group]) -> float:
+    """The largest deviation from the closed form in an asymptotic window; inf where there is none."""
+    deviation = np.concatenate([np.abs(group.deviation) for group in groups])
+    return float(np.nanmax(deviation)) if np.isfinite(deviation).any() else np.inf
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+POINT_COLUMNS = (*Points._fields[:6], "root_smallest", *Points._fields[6:], "rate_over_predicted")
+LINE_COLUMNS = ("loss", "tau", "against", "at", "slope", "intercept", "r_squared", "points")
+
+
+def _rows_of_points(groups: Sequence[Group]) -> list[tuple[object, ...]]:
+    rows = []
+    for group in groups:
+        for values in zip(*group.points, strict=True):
+            point = Points(*values)
+            root = float(np.sqrt(point.smallest))
+            rows.append((*values[:6], root, *values[6:], point.rate / point.predicted))
+    return rows
+
+
+def _rows_of_lines(groups: Sequence[Group]) -> list[tuple[object, ...]]:
+    """The regression lines: over all points, then at each √λ_n or depth (`at`)."""
+    rows: list[tuple[object, ...]] = []
+    for group in groups:
+        lines = [
+            ("depth", None, group.by_depth),
+            ("root_smallest", None, group.by_smallest),
+            *(("depth", float(np.sqrt(at)), line) for at, line in group.at_smallest.items()),
+            *(("root_smallest", at, line) for at, line in group.at_depth.items()),
+        ]
+        rows += [(group.loss, group.tau, against, at, *line) for against, at, line in lines]
+    return rows
