@@ -11,7 +11,7 @@ STAMPS := $(VENV)/.installed-
 SOURCES := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 .DELETE_ON_ERROR:
 
 run: $(STAMPS)data
@@ -25,8 +25,12 @@ lint: $(STAMPS)dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(STAMPS)docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The site is in site/: open site/index.html, or python -m http.server -d site for its search, too"
+
 clean:
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(STAMPS)venv:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -50,3 +54,8 @@ $(STAMPS)dev: $(SOURCES) | $(STAMPS)venv
 	@echo "Installing into $(VENV), with what the tests and checks need: about a minute, once"
 	@$(INSTALL) '.[data,test,dev]'
 	@touch $(STAMPS)data $(STAMPS)test $@
+
+$(STAMPS)docs: $(SOURCES) | $(STAMPS)venv
+	@echo "Installing into $(VENV) what the site needs: about a minute, once"
+	@$(INSTALL) '.[docs]'
+	@touch $@
