@@ -109,8 +109,12 @@ class Batches:
             study = self._options().study
             if study is not None:
                 configs = {job: training.config for job, training in self._trainings.items()}
+                began = time.perf_counter()
                 findings = studies.conduct_on_sweep(study, dataset, configs, folder)
                 train.show_findings(findings)
+                about = {"name": study, "title": studies.base.title(studies.SWEEP_STUDIES[study])}
+                taken = time.perf_counter() - began
+                studies.write_findings(findings, folder, kind="sweep study", seconds=taken, **about)
                 written += [("table", path) for path in findings.tables]
                 drawn += findings.figures
         print(f"{self._came()}, {len(self._failed):,} failed")

@@ -27,7 +27,7 @@ def look(config: Landscape, folder: Path) -> float:
     """
     # JAX: not at the start, so that --help is quick.
     from bwdln import results
-    from bwdln.studies import landscape
+    from bwdln.studies import base, landscape
     from experiments import train
 
     log.info("configuration:\n%s", json.dumps(config.mapping(), indent=2))
@@ -36,6 +36,8 @@ def look(config: Landscape, folder: Path) -> float:
     began = time.perf_counter()
     found = landscape.conduct(config, folder)
     train.show_findings(found)
+    about = {"name": "landscape", "title": base.title(landscape.conduct)}
+    base.write_findings(found, folder, kind="landscape", seconds=time.perf_counter() - began, **about)
     tables = [("table", path) for path in found.tables]
     train.report(train.ending(folder, tables, found.figures, time.perf_counter() - began))
     if found.interrupted:

@@ -105,6 +105,9 @@ def study(config: Config, folder: Path) -> tuple[float, bool]:
     with display.progress() as on_progress:
         found = studies.conduct(config, folder, on_progress)
     show_findings(found)
+    assert config.study is not None
+    about = {"name": config.study.name, "title": studies.base.title(studies.STUDIES[config.study.name])}
+    studies.write_findings(found, folder, kind="study", seconds=time.perf_counter() - began, **about)
     paths = [*(("result", path) for path in found.results), *(("table", path) for path in found.tables)]
     report(ending(folder, paths, found.figures, time.perf_counter() - began))
     return found.score, found.interrupted

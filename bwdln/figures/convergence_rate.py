@@ -13,7 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 from bwdln.comparison.convergence_rate import Group
 from bwdln.figures.parts import BLUE, COLUMN, DARK, GRAY, ORANGE, RED, Options, drawn_to, styled
@@ -23,16 +23,11 @@ DEPTH, ROOT = "depth $N$", r"$\sqrt{\lambda_n}$ of the target"
 RATE = "rate of the gap per flow time"
 #: What is no rate: of runs with a margin, and of those that have none.
 FAILED: Options = {"marker": "x", "markersize": 3.2, "color": RED, "linestyle": "none"}
-NO_MARGIN: Options = {"marker": "s", "markersize": 3, "color": GRAY, "linestyle": "none"}
+NO_MARGIN: Options = {"marker": "s", "markersize": 2.4, "color": GRAY, "linestyle": "none"}
 #: As many levels has a map.
 LEVELS = 12
 #: Colors of losses and τ, as far as they go.
 COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#000000")
-
-
-def name(group: Group) -> str:
-    """The loss, and τ where there is one."""
-    return "Frobenius" if group.loss == "frobenius" else rf"$\tau$ = {group.tau:g}"
 
 
 @styled
@@ -61,30 +56,36 @@ def contour(groups: Sequence[Group]) -> Figure | None:
                 )
         root = np.sqrt(points.smallest)
         color: Options = {"c": points.rate[rated], "norm": norm, "cmap": "cividis", "s": 4, "zorder": 3}
-        axes.scatter(points.depth[rated], root[rated], edgecolors="white", linewidths=0.2, **color)
+        axes.scatter(
+            points.depth[rated], root[rated], edgecolors="white", linewidths=0.3, clip_on=False, **color
+        )
         _mark_the_rest(axes, points.depth, root, group)
-        axes.set_title(name(group))
+        axes.set_title(group.name)
     figure.supxlabel(DEPTH, fontsize=7.5)
     figure.supylabel(ROOT, fontsize=7.5)
-    bar = figure.colorbar(
-        ScalarMappable(norm, "cividis"), ax=rest or panels, label=RATE, ticks=LogLocator(subs=(1, 2, 5)),
-        format=LogFormatterSciNotation(minor_thresholds=(4, 1)), **_beside(rest),
-    )  # fmt: skip
-    bar.outline.set_linewidth(0.5)
-    bar.minorticks_off()
+    bar = _color_bar(figure, panels, rest, ScalarMappable(norm, "cividis"), RATE)
+    bar.long_axis.set_major_locator(LogLocator(subs=(1,)))
+    bar.long_axis.set_major_formatter(LogFormatterSciNotation())
+    bar.long_axis.set_minor_formatter(NullFormatter())
     _legend(figure, rest, groups, [])
     return figure
 
 
 @styled
 def by_depth(groups: Sequence[Group]) -> Figure:
-    """The fitted rate against the depth, with regression lines: over all, and at each √λ_n (color)."""
+    """The fitted rate against the depth, with regression lines: over all, and at each √λ_n (color).
+
+    The title has r² of the first, and the median of the others.
+    """
     return _against(groups, DEPTH, ROOT, lambda points: points.depth, lambda points: np.sqrt(points.smallest))
 
 
 @styled
 def by_smallest(groups: Sequence[Group]) -> Figure:
-    """The fitted rate against √λ_n, with regression lines: over all, and at each depth (color)."""
+    """The fitted rate against √λ_n, with regression lines: over all, and at each depth (color).
+
+    The title has r² of the first, and the median of the others.
+    """
     return _against(groups, ROOT, DEPTH, lambda points: np.sqrt(points.smallest), lambda points: points.depth)
 
 
@@ -114,16 +115,18 @@ def _against(
         )
         top = axes.get_xaxis_transform()
         for chosen, style in _without_rate(group):
-            axes.plot(place[chosen], np.full(int(chosen.sum()), 0.03), transform=top, clip_on=False, **style)
+            if chosen.any():
+                axes.plot(
+                    place[chosen], np.full(int(chosen.sum()), 0.03), transform=top, clip_on=False, **style
+                )
         squares = [fit.r_squared for fit in each.values() if np.isfinite(fit.r_squared)]
         said = f"$r^2$ = {pooled.r_squared:.2f}" if np.isfinite(pooled.r_squared) else "no line"
-        apart = f", each ≥ {min(squares):.2f}" if squares else ""
-        axes.set_title(f"{name(group)}: {said}{apart}", fontsize=6.8)
+        apart = f"; by color {np.median(squares):.2f}" if squares else ""
+        axes.set_title(f"{group.name}: {said}{apart}", fontsize=6.8)
         axes.set_ylim(bottom=0)
     figure.supxlabel(across, fontsize=7.5)
     figure.supylabel(RATE, fontsize=7.5)
-    bar = figure.colorbar(ScalarMappable(norm, DARK), ax=rest or panels, label=colored, **_beside(rest))
-    bar.outline.set_linewidth(0.5)
+    _color_bar(figure, panels, rest, ScalarMappable(norm, DARK), colored)
     pooled_line = Line2D([], [], color="black", linestyle="--", linewidth=1.1, label="regression, all points")
     thin = Line2D([], [], color=GRAY, linewidth=0.5, label="regression, each color")
     _legend(figure, rest, groups, [pooled_line, thin])
@@ -176,7 +179,7 @@ def theory(groups: Sequence[Group]) -> Figure:
         axes.set_xlabel(said)
     panels[0].set_ylabel(RATE)
     handles = [
-        Line2D([], [], marker="o", color=color, linestyle="none", markersize=3, label=name(group))
+        Line2D([], [], marker="o", color=color, linestyle="none", markersize=3, label=group.name)
         for group, color in zip(groups, COLORS, strict=False)
     ]
     hollow: Options = {"marker": "o", "color": GRAY, "linestyle": "none", "markersize": 3}
@@ -201,13 +204,21 @@ def _panels(count: int) -> tuple[Figure, list[Axes], list[Axes]]:
     for axes in every[count:]:
         axes.set_axis_off()
     for axes in every[:count]:
-        axes.tick_params(labelbottom=True)
+        axes.tick_params(labelbottom=True)  # also above an empty cell
     return figure, every[:count], every[count:]
 
 
-def _beside(rest: Sequence[Axes]) -> Options:
-    """Where a color bar goes: into an empty cell, else at the right of everything."""
-    return {"location": "left", "fraction": 0.12, "aspect": 14, "anchor": (0.0, 0.5)} if rest else {}
+def _color_bar(
+    figure: Figure, panels: Sequence[Axes], rest: Sequence[Axes], colors: ScalarMappable, label: str
+) -> Any:
+    """A color bar in an empty cell, else at the right of everything."""
+    if rest:
+        place = rest[0].inset_axes((0.0, 0.88, 1.0, 0.07))
+        bar = figure.colorbar(colors, cax=place, label=label, orientation="horizontal")
+    else:
+        bar = figure.colorbar(colors, ax=panels, label=label)
+    bar.outline.set_linewidth(0.5)
+    return bar
 
 
 def _legend(figure: Figure, rest: Sequence[Axes], groups: Sequence[Group], handles: list[Any]) -> None:
@@ -218,7 +229,7 @@ def _legend(figure: Figure, rest: Sequence[Axes], groups: Sequence[Group], handl
     if without:
         handles = [*handles, Line2D([], [], **NO_MARGIN, label=r"no margin, $\lambda_n \leq \tau$")]
     if handles and rest:
-        rest[0].legend(handles=handles, loc="center right", borderaxespad=0)
+        rest[0].legend(handles=handles, loc="lower left", borderaxespad=0).set_in_layout(False)
     elif handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=4)
 
@@ -231,7 +242,8 @@ def _without_rate(group: Group) -> list[tuple[np.ndarray, Options]]:
 
 def _mark_the_rest(axes: Axes, across: np.ndarray, up: np.ndarray, group: Group) -> None:
     for chosen, style in _without_rate(group):
-        axes.plot(across[chosen], up[chosen], **style)
+        if chosen.any():
+            axes.plot(across[chosen], up[chosen], clip_on=False, **style)
 
 
 def _grid(group: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

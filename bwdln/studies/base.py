@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,3 +147,45 @@ def _cell(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return "" if np.isnan(value) else repr(float(value))
     return "" if value is None else str(value)
+
+
+#: The file that says what was found in a folder, for reports and claims; and its layout.
+FINDINGS, FINDINGS_SCHEMA = "findings.json", 1
+
+
+def write_findings(
+    found: Findings, folder: Path, *, kind: str, name: str, title: str, seconds: float
+) -> Path:
+    """Write what a study found into its folder; paths are relative to it. Returns the path of the file.
+
+    `kind`: "study", "sweep study", "landscape" or "claims"; `seconds` it took. A score that is not finite
+    is null. Raises `InvalidOption` if the folder cannot be written.
+    """
+
+    def inside(paths: Sequence[Path]) -> list[str]:
+        return [path.relative_to(folder).as_posix() for path in paths]
+
+    content = {
+        "schema": FINDINGS_SCHEMA,
+        "kind": kind,
+        "name": name,
+        "title": title,
+        "columns": found.columns,
+        "rows": found.rows,
+        "notes": found.notes,
+        "results": inside(found.results),
+        "tables": inside(found.tables),
+        "figures": inside(found.figures),
+        "score": found.score if math.isfinite(found.score) else None,
+        "interrupted": found.interrupted,
+        "seconds": round(seconds, 2),
+    }
+    path = results.writable(folder) / FINDINGS
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    return path
+
+
+def title(function: Callable[..., Any]) -> str:
+    """What a study is about: the first sentence of its docstring."""
+    text = " ".join((function.__doc__ or function.__name__).split())
+    return text.partition(". ")[0].rstrip(".")

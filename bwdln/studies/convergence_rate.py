@@ -18,18 +18,17 @@ from bwdln.studies.base import SWEEP_STUDIES, Findings, write_table
 
 COLUMNS = (
     "loss",
-    "tau",
     "points",
     "fitted",
     "failed",
     "no margin",
     "asymptotic",
-    "worst deviation",
-    "late deviation",
-    "r² depth",
+    "deviation",
+    "of limits",
+    "r² N",
     "r² √λ_n",
-    "rate / sharp",
-    "rate / paper",
+    "/ sharp",
+    "/ paper",
 )
 
 #: How far fitted rates may be from the closed form where their window is asymptotic.
@@ -70,22 +69,24 @@ def convergence_rate(dataset: Dataset, configs: Mapping[int, Config], folder: Pa
 
 
 def table(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """A row for each loss and τ, as `COLUMNS` names them; ratios are medians."""
+    """A row for each loss and τ, as `COLUMNS` names them.
+
+    Deviations from the closed form are the largest, ratios of fitted to promised rates medians.
+    """
     rows: list[tuple[str, ...]] = []
     for group in groups:
         points, margin = group.points, group.points.margin
         rated = np.isfinite(points.rate) & margin
         rows.append(
             (
-                group.loss,
-                f"{group.tau:g}",
+                group.name,
                 f"{len(margin)}",
                 f"{int(rated.sum())}",
                 f"{int(np.sum((points.failure != '') & margin))}",
                 f"{int(np.sum(~margin))}",
                 f"{int(points.asymptotic.sum())}",
                 _percent(group.deviation),
-                _percent(group.late_deviation),
+                _percent(group.limit_deviation),
                 _short(group.by_depth.r_squared, "{:.3f}"),
                 _short(group.by_smallest.r_squared, "{:.3f}"),
                 _short(_median(points.rate / points.sharp, rated), "{:.2g}"),
@@ -113,36 +114,38 @@ def sentences(groups: Sequence[Group]) -> list[str]:
     """Where the closed form holds, where the window is not asymptotic, and what failed."""
     said = []
     deviation = np.concatenate([group.deviation for group in groups])
-    late = np.concatenate([group.late_deviation for group in groups])
+    limit = np.abs(np.concatenate([group.limit_deviation for group in groups]))
     every = Points(
         *(np.concatenate(values) for values in zip(*(group.points for group in groups), strict=True))
     )
     rated = np.isfinite(every.rate) & every.margin
-    asymptotic = int(every.asymptotic.sum())
-    if asymptotic:
+    window = f"gaps {comparison.BELOW:g} to {comparison.ABOVE:.1e}"
+    said.append(
+        f"the rate is fitted at {window}; {int(every.asymptotic.sum()):,} of {int(rated.sum()):,} windows "
+        f"are asymptotic: the rate is its limit within {comparison.SAME:.0%}, and {comparison.MOST:.0%} of "
+        "the gap fall at the smallest rate"
+    )
+    if every.asymptotic.any():
         agree = int(np.sum(np.abs(deviation[every.asymptotic]) <= AGREES))
         said.append(
-            f"rates between gaps {comparison.BELOW:g} and {comparison.ABOVE:.1e}: in {asymptotic:,} of "
-            f"{int(rated.sum()):,} windows the rate is that of the end of the run (within "
-            f"{comparison.SAME:.0%}), and of these {agree:,} are within {AGREES:.0%} of the closed form, "
-            f"the worst within {np.nanmax(np.abs(deviation)):.2%}"
+            f"in {agree:,} of these {int(every.asymptotic.sum()):,} the rate is within {AGREES:.0%} of the "
+            f"closed form, the worst within {np.nanmax(np.abs(deviation)):.2%}"
         )
-    transient = rated & ~every.asymptotic & np.isfinite(every.late)
+    transient = rated & ~every.asymptotic
     if transient.any():
         faster = every.rate[transient] / every.predicted[transient]
+        low, middle, high = np.quantile(faster, [0.1, 0.5, 0.9])
         said.append(
-            f"in {int(transient.sum()):,} windows faster parts of the gap still die out: "
-            f"their rates are {faster.min():.2f} to {faster.max():.2f} times that of the end"
+            f"in the other {int(transient.sum()):,} faster parts of the gap still die out: rates are "
+            f"{middle:.3g} times the closed form (10–90 %: {low:.3g} to {high:.3g})"
         )
-    unknown = int(np.sum(rated & ~np.isfinite(every.late)))
-    if unknown:
-        said.append(f"{unknown:,} runs end before it is known whether their window is asymptotic")
-    known = np.isfinite(late)
+    known = np.isfinite(limit)
     if known.any():
         said.append(
-            f"at the end of the run, relative gaps {comparison.LATE_BELOW:g} to {comparison.LATE_ABOVE:g}, "
-            f"rates agree with the closed form within {np.abs(late[known]).max():.2%} "
-            f"in {int(known.sum()):,} runs (median {np.median(np.abs(late[known])):.1e})"
+            f"limits of the rate, from relative gaps {comparison.LATE_BELOW:g} to "
+            f"{comparison.LATE_ABOVE:g}, are within {AGREES:.0%} of the closed form in "
+            f"{int(np.sum(limit[known] <= AGREES)):,} of {int(known.sum()):,} runs "
+            f"(median {np.median(limit[known]):.1e}, worst {limit[known].max():.1%})"
         )
     without = int(np.sum(~every.margin))
     if without:
