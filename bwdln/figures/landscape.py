@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from bwdln.figures.parts import BLUE, COLUMN, GRAY, ORANGE, RED, Options, drawn_to, log_axis, single, styled
 from bwdln.theory.landscape import Overview, Paths, label
-from bwdln.theory.measured import FITTED, BlowUp
+from bwdln.theory.measured import FITTED, BlowUp, Pair
 
 #: As many points have a label each; more are placed by their saddle index.
 LABELED = 30
@@ -209,6 +210,50 @@ def _reference(shown: BlowUp) -> tuple[np.ndarray, np.ndarray]:
     return tau, 0.4 * lowest * (tau / tau[0]) ** -0.5
 
 
+# --- automatic differentiation --------------------------------------------------------------------
+
+
+@styled
+def differentiation(shown: Mapping[str, Mapping[int, Pair]]) -> Figure:
+    """The eigenvalues of the Hessian at the points of one target: closed form (dashes), differentiated (dots).
+
+    A panel for each loss; a column for each point, by its number.
+    """
+    figure = Figure(figsize=(COLUMN, 1.3 + 1.5 * len(shown)), layout="constrained")
+    panels = figure.subplots(len(shown), sharex=True, squeeze=False)[:, 0]
+    for axes, (loss, points) in zip(panels, shown.items(), strict=True):
+        along = np.concatenate([np.full(len(pair.closed), point) for point, pair in points.items()])
+        closed, built = (
+            np.concatenate([getattr(pair, way) for pair in points.values()])
+            for way in ("closed", "differentiated")
+        )
+        color = STYLES[loss]["color"]
+        dash: Options = {
+            "marker": "_",
+            "markersize": 9,
+            "color": "black",
+            "linestyle": "none",
+            "linewidth": 0.8,
+        }
+        axes.plot(along, closed, label="closed form (§4)", **dash)
+        dots: Options = {"marker": "o", "markersize": 3.2, "markerfacecolor": "none", "linestyle": "none"}
+        axes.plot(along, built, label="automatic differentiation", color=color, markeredgewidth=0.7, **dots)
+        sizes = np.abs(closed[closed != 0])
+        axes.set_yscale("symlog", linthresh=float(sizes.min()) if sizes.size else 1.0, linscale=0.5)
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_title(NAMES[loss])
+        axes.set_ylabel("eigenvalue of the Hessian")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("critical point, from the lowest loss to the highest")
+    handles = [
+        Line2D([], [], marker="_", markersize=9, color="black", linestyle="none", label="closed form"),
+        Line2D([], [], marker="o", markersize=3.2, color=GRAY, markerfacecolor="none", linestyle="none",
+               label="automatic differentiation"),
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return figure
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -225,3 +270,9 @@ def save_paths(shown: Sequence[Paths], depth: float, folder: str | Path) -> list
 def save_blow_up(shown: BlowUp, folder: str | Path) -> list[Path]:
     """Write `blow_up`, as `parts.drawn_to` does."""
     return drawn_to(folder, {"blow_up": partial(blow_up, shown)})
+
+
+def save_pairs(shown: Mapping[str, Mapping[int, Pair]], folder: str | Path) -> list[Path]:
+    """Write `differentiation`, as `parts.drawn_to` does; nothing where there is no point."""
+    known = {loss: points for loss, points in shown.items() if points}
+    return drawn_to(folder, {"differentiation": partial(differentiation, known)} if known else {})

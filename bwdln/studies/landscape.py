@@ -7,7 +7,7 @@ and everything it says is in closed form (docs/theory.md §3, §4), beside deriv
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -26,11 +26,13 @@ from bwdln.targets import TARGETS
 from bwdln.theory import landscape, measured
 from bwdln.theory.checks import LossName
 from bwdln.theory.landscape import Overview, Paths, Points, Survey, over_targets
-from bwdln.theory.measured import BlowUp
+from bwdln.theory.measured import BlowUp, Pair
 from bwdln.types import Array
 
-#: Automatic differentiation is compared with up to so many parameters, at so many points.
-PARAMETERS, COMPARED = 100, 64
+#: Automatic differentiation is compared with up to so many parameters, at so many points of so many targets.
+PARAMETERS, COMPARED, COMPARED_TARGETS = 100, 64, 4
+#: Eigenvalues below this share of the largest are zeros to rounding.
+ZERO = 1e-9
 #: As many points are listed on the terminal; the table has all.
 LISTED = 16
 #: Places on a path.
@@ -81,7 +83,8 @@ def conduct(config: Landscape, folder: str | Path) -> Findings:
 
     Writes `critical_points.csv`, a row for each loss and point with mean and deviation over the targets;
     `targets.csv`, a row for each loss, target and point; `paths.csv`; `blow_up.csv` where the loss is
-    that of Bures-Wasserstein; and the figures. Ctrl-C keeps the parts that are finished.
+    that of Bures-Wasserstein; `differentiation.csv`, closed forms beside automatic differentiation, where
+    there are few parameters; and the figures. Ctrl-C keeps the parts that are finished.
 
     Raises `InvalidOption`, before more than the targets is computed, for what cannot be looked at.
     """
@@ -166,8 +169,16 @@ def _work(problem: Problem, folder: Path, look: Callable[[], None]) -> Iterator[
             _of_blow_up(found),
         )
     if _comparable(problem):
-        look()
-        yield Part(list, list, [], [_agreement(problem, kind, look) for kind in problem.kinds])
+        points = {each: place for place, each in enumerate(shown[0].sets, start=1)}
+        compared = [_compared(problem, kind, points, look) for kind in problem.kinds]
+        yield Part(
+            lambda: [_write_compared(compared, points, folder)],
+            lambda: figures.landscape.save_pairs(
+                {each.kind.name: each.of_first(points) for each in compared}, folder
+            ),
+            [],
+            [_agreement(each) for each in compared],
+        )
 
 
 # --- the problem ----------------------------------------------------------------------------------
@@ -243,23 +254,83 @@ def _parameters(widths: tuple[int, ...]) -> int:
     return sum(below * above for below, above in pairwise(widths))
 
 
-def _agreement(problem: Problem, kind: Kind, look: Callable[[], None]) -> str:
-    """How far closed forms are from automatic differentiation, for the first target."""
-    look()
-    values = problem.eigenvalues[0]
-    modes = int(landscape.learnable(values[None], kind.tau)[0])
+class Comparison(NamedTuple):
+    """Closed forms beside automatic differentiation, of one loss: by the seed of the target."""
+
+    kind: Kind
+    pairs: dict[int, list[Pair]]
+
+    def of_first(self, points: Mapping[tuple[int, ...], int]) -> dict[int, Pair]:
+        """Those of the first target, by the number of the point."""
+        return {points[each.index_set]: each for each in next(iter(self.pairs.values()))}
+
+
+def _compared(
+    problem: Problem, kind: Kind, points: Mapping[tuple[int, ...], int], look: Callable[[], None]
+) -> Comparison:
+    """The points of the first targets, but for those where the loss has a kink."""
     smooth = kind.tau > 0 or kind.name == "frobenius"
-    sets = [each for each in problem.points.sets if max(each, default=-1) < modes]
-    sets = [each for each in sets if smooth or len(each) == problem.rank][:COMPARED]
-    if not sets:
-        return f"automatic differentiation, {kind.name}: every point lies on a kink of the loss"
-    deviation = measured.deviation_from_differentiation(
-        values, sets, _widths(problem), tau=kind.tau, loss=kind.name
-    )
+    found = {}
+    for seed, values in list(zip(problem.seeds, problem.eigenvalues, strict=True))[:COMPARED_TARGETS]:
+        look()
+        modes = int(landscape.learnable(values[None], kind.tau)[0])
+        sets = [each for each in points if max(each, default=-1) < modes]
+        sets = [each for each in sets if smooth or len(each) == problem.rank][:COMPARED]
+        widths = _widths(problem)
+        found[seed] = measured.pairs_of_spectra(values, sets, widths, tau=kind.tau, loss=kind.name)
+    return Comparison(kind, found)
+
+
+def _agreement(compared: Comparison) -> str:
+    """How far closed forms are from automatic differentiation."""
+    name, every = compared.kind.name, [each for pairs in compared.pairs.values() for each in pairs]
+    if not every:
+        return f"automatic differentiation, {name}: every point lies on a kink of the loss"
+    deviation = max(each.deviation for each in every)
+    which = f"{_count(len(every), 'point')} of {_count(len(compared.pairs), 'target')}"
     return (
-        f"automatic differentiation, {kind.name}: spectra at {_count(len(sets), 'point')} of the first "
-        f"target differ from the closed form by at most {deviation:.0e} of the largest eigenvalue"
+        f"automatic differentiation, {name}: spectra at {which} differ from the closed form "
+        f"by at most {deviation:.0e} of the largest eigenvalue"
     )
+
+
+def _write_compared(
+    compared: Sequence[Comparison], points: Mapping[tuple[int, ...], int], folder: Path
+) -> Path:
+    """What the spectra come to both ways; zeros (`ZERO`) count apart and are in no condition number."""
+    names = ("largest", "smallest", "relative_condition", "absolute_condition", "negative", "zeros")
+    ways = ("closed", "differentiated")
+    columns = (
+        "loss",
+        "target_seed",
+        "point",
+        *(f"{name}_{way}" for name in names for way in ways),
+        "deviation",
+    )
+    rows = (
+        (
+            each.kind.name,
+            seed,
+            points[pair.index_set],
+            *(part for both in zip(*map(_extremes, pair[1:]), strict=True) for part in both),
+            pair.deviation,
+        )
+        for each in compared
+        for seed, pairs in each.pairs.items()
+        for pair in pairs
+    )
+    return write_table(folder / "differentiation.csv", columns, rows)
+
+
+def _extremes(spectrum: Float[Array, "parameters"]) -> tuple[float, ...]:
+    """Largest, smallest, their ratio, the ratio of largest to smallest size, negative ones, zeros."""
+    sizes = np.abs(spectrum)
+    there = spectrum[sizes > ZERO * sizes.max()]
+    if not there.size:
+        return (0.0, 0.0, np.nan, np.nan, 0, len(spectrum))
+    largest, smallest = float(there.max()), float(there.min())
+    absolute = largest / float(np.abs(there).min())
+    return largest, smallest, largest / smallest, absolute, int(np.sum(there < 0)), len(spectrum) - there.size
 
 
 # --- what is said ---------------------------------------------------------------------------------

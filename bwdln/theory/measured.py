@@ -103,22 +103,38 @@ def _second_derivatives(
 # --- automatic differentiation --------------------------------------------------------------------
 
 
-def deviation_from_differentiation(
+class Pair(NamedTuple):
+    """The spectrum of the Hessian in all layers at a point, (parameters,), both ways, ascending.
+
+    `closed`: §4, with its zeros; `differentiated`: of the Hessian built by automatic differentiation.
+    """
+
+    index_set: tuple[int, ...]
+    closed: Float[Array, "parameters"]
+    differentiated: Float[Array, "parameters"]
+
+    @property
+    def deviation(self) -> float:
+        """The largest difference, relative to the largest eigenvalue in size; to 1 where all are 0."""
+        scale = float(np.abs(self.closed).max()) or 1.0
+        return float(np.abs(self.differentiated - self.closed).max()) / scale
+
+
+def pairs_of_spectra(
     eigenvalues: Spectrum,
     sets: Sequence[tuple[int, ...]],
     widths: Widths,
     *,
     tau: float,
     loss: LossName,
-) -> float:
-    """How far closed forms are from spectra by automatic differentiation: all eigenvalues, zeros included.
+) -> list[Pair]:
+    """Closed forms beside spectra by automatic differentiation: all eigenvalues, zeros included.
 
-    The largest difference over the index sets, relative to the largest eigenvalue in size of each. The
-    Hessian in all layers of one target is built column by column: for few parameters. Raises
+    The Hessian in all layers of one target is built column by column: for few parameters. Raises
     `InvalidOption` for index sets and widths that do not fit.
     """
     target = Target(jnp.asarray(eigenvalues, dtype=float))
-    worst = 0.0
+    pairs = []
     for index_set in sets:
         weights = critical_points.layers(target, index_set, widths, tau=tau, loss=loss)
         built = np.linalg.eigvalsh(np.asarray(_hessian(weights, target.eigenvalues, tau, loss=loss)))
@@ -129,11 +145,8 @@ def deviation_from_differentiation(
             raising = hessians.rank_raising(eigenvalues, index_set, tau=tau, loss=loss)
             parts.append(np.repeat(np.asarray(raising), spare))
         parts.append(np.zeros(len(built) - sum(map(len, parts))))
-        known = np.sort(np.concatenate(parts))
-        # Where all eigenvalues are 0, relative to 1.
-        scale = float(np.abs(known).max()) or 1.0
-        worst = max(worst, float(np.abs(built - known).max()) / scale)
-    return worst
+        pairs.append(Pair(index_set, np.sort(np.concatenate(parts)), built))
+    return pairs
 
 
 @partial(jax.jit, static_argnames=("loss", "tau"))
