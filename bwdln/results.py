@@ -106,6 +106,8 @@ VARIABLES = {
 
 #: What a file must hold to be a result; the rest depends on the depth and on the target.
 REQUIRED = ("seed", "record", "mode", "step", "time", "loss", "relative_gap", "outcome", "final_end_to_end")
+#: What a file must hold to be the dataset of a sweep.
+REQUIRED_OF_SWEEP = ("job", "records", "clock", "seed", "record", "loss", "relative_gap", "outcome")
 
 
 @dataclass(frozen=True)
@@ -386,6 +388,30 @@ def read(file: Path) -> Result:
     return Result(dataset)
 
 
+def load_sweep(path: str | Path) -> xarray.Dataset:
+    """Read the dataset of a sweep (`collection`) from its file, or from the folder that holds `sweep.nc`.
+
+    Raises `InvalidOption` as `load` does.
+    """
+    path = Path(path)
+    file = path / "sweep.nc" if path.is_dir() else path
+    check(file.is_file(), "path", f"{file}, where there is none", "a sweep.nc or its folder")
+    dataset = _read(file)
+    schema: Any = dataset.attrs.get("schema")
+    ours = isinstance(schema, int | np.integer) and dataset.attrs.get("kind") == "sweep"
+    check(ours, "path", file, "the dataset of a sweep of bwdln; this NetCDF file is something else")
+    _check_layout(schema, file)
+    missing = [name for name in REQUIRED_OF_SWEEP if name not in dataset.variables]
+    check(not missing, "path", file, f"a complete sweep; this one has no {', '.join(missing)}")
+    return dataset
+
+
+def _check_layout(schema: int, path: Path) -> None:
+    """Raise `InvalidOption` for a layout that only a newer version knows."""
+    takes = f"a result of layout up to {SCHEMA}; this one is {schema}, of a newer version of bwdln"
+    check(schema <= SCHEMA, "path", path, takes)
+
+
 def _read(path: Path) -> xarray.Dataset:
     """All of a NetCDF file, in memory, without guesses at what is a date or missing."""
     try:
@@ -401,8 +427,7 @@ def _check_ours(dataset: xarray.Dataset, path: Path) -> None:
     schema: Any = dataset.attrs.get("schema")
     ours = isinstance(schema, int | np.integer) and "configuration" in dataset.attrs
     check(ours, "path", path, "a result of bwdln; this NetCDF file is something else")
-    takes = f"a result of layout up to {SCHEMA}; this one is {schema}, of a newer version of bwdln"
-    check(schema <= SCHEMA, "path", path, takes)
+    _check_layout(schema, path)
     missing = _missing(dataset)
     check(not missing, "path", path, f"a complete result; this one has no {', '.join(missing)}")
 
