@@ -33,7 +33,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, the file its first line names or None, and its text."""
+    """A fenced block: its language, the file its first comment names or None, and its text."""
 
     language: str
     file: str | None
@@ -43,7 +43,7 @@ class Block(NamedTuple):
 def blocks(text: str) -> Iterator[Block]:
     """The fenced blocks of a Markdown text."""
     for language, body in re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
-        named = re.match(r"# ([\w/]+\.\w+)\n", body)
+        named = re.match(r"(?:# @package \w+\n)?# ([\w/]+\.\w+)\n", body)
         yield Block(language, named[1] if named else None, body)
 
 

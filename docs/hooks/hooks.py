@@ -26,8 +26,8 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 #: A power of a large bracket, written as that of its closing sign alone, which Chromium sets too low; no
 #: other bracket of a size of its own lies inside.
 POWER = re.compile(
-    r'(?<=<mrow>)(<mo minsize=[^>]*>[(\[](?:(?!minsize).)*?)'
-    r'<msup>(<mo minsize=[^>]*>[)\]]</mo>)((?:(?!minsize).)*?)</msup></mrow>'
+    r"(?<=<mrow>)(<mo minsize=[^>]*>[(\[](?:(?!minsize).)*?)"
+    r"<msup>(<mo minsize=[^>]*>[)\]]</mo>)((?:(?!minsize).)*?)</msup></mrow>"
 )
 #: Blocks of Unicode with the signs of formulas: first and last.
 SIGNS = [

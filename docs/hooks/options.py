@@ -18,7 +18,7 @@ GROUPS = {
     "record": "When, and what, is recorded.",
     "experiment": "Whole jobs and studies, chosen with a plus sign: `+experiment=step_size`.",
 }
-LINE = re.compile(r"( *)([\w./]+):(?: +([^#\s][^#]*?))?(?: +# (.*))?")
+LINE = re.compile(r"( *)([\w./]+):(?: +(?!#)(\S.*?))?(?: +# (.*))?")
 
 HEAD = """\
 # Options
@@ -82,9 +82,7 @@ def page(root: Path) -> str:
 
 
 def _table(found: list[Option], prefix: str) -> str:
-    rows = [
-        f"| `{prefix}{each.path}` | {_code(each.value)} | {_escaped(each.meaning)} |" for each in found
-    ]
+    rows = [f"| `{prefix}{each.path}` | {_code(each.value)} | {_escaped(each.meaning)} |" for each in found]
     return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows]) + "\n"
 
 

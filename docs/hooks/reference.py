@@ -83,7 +83,8 @@ def navigation(root: Path) -> list[object]:
     sections: list[object] = ["api/index.md"]
     for group in every:
         entries = [each for part in group.parts for each in entry(f"bwdln.{part}")]
-        sections.append({group.title: list(*entries[0].values()) if len(entries) == 1 else entries})
+        only = next(iter(entries[0].values())) if len(entries) == 1 else None
+        sections.append({group.title: only if isinstance(only, list) else entries})
     return sections
 
 
@@ -102,8 +103,8 @@ def _index(root: Path, modules: dict[str, Path]) -> str:
     lines = [
         "# API reference",
         "",
-        "Every public module, in the groups of the [guide](../guide.md#inside). Names in docstrings lead to what",
-        "they name, and § to the [mathematics](../theory.md).",
+        "Every public module, in the groups of the [guide](../guide.md#inside). Names in docstrings lead",
+        "to what they name, and § to the [mathematics](../theory.md).",
     ]
     named = groups(root)
     grouped = {part for group in named for part in group.parts}
