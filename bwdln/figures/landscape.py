@@ -215,7 +215,7 @@ def _reference(shown: BlowUp) -> tuple[np.ndarray, np.ndarray]:
 
 @styled
 def differentiation(shown: Mapping[str, Mapping[int, Pair]]) -> Figure:
-    """The eigenvalues of the Hessian at the points of one target: closed form (dashes), differentiated (dots).
+    """The eigenvalues of the Hessian at the points of one target: closed form (dash), differentiated (dot).
 
     A panel for each loss; a column for each point, by its number.
     """
@@ -238,9 +238,7 @@ def differentiation(shown: Mapping[str, Mapping[int, Pair]]) -> Figure:
         axes.plot(along, closed, label="closed form (§4)", **dash)
         dots: Options = {"marker": "o", "markersize": 3.2, "markerfacecolor": "none", "linestyle": "none"}
         axes.plot(along, built, label="automatic differentiation", color=color, markeredgewidth=0.7, **dots)
-        sizes = np.abs(closed[closed != 0])
-        axes.set_yscale("symlog", linthresh=float(sizes.min()) if sizes.size else 1.0, linscale=0.5)
-        axes.yaxis.set_minor_locator(NullLocator())
+        _signed_axis(axes, [closed[np.abs(closed) > 1e-9 * np.abs(closed).max()]])
         axes.set_title(NAMES[loss])
         axes.set_ylabel("eigenvalue of the Hessian")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,6 +9,7 @@ from bwdln.studies import saddle_to_saddle as saddle_to_saddle
 from bwdln.studies import step_size as step_size
 from bwdln.studies.base import STUDIES as STUDIES
 from bwdln.studies.base import SWEEP_STUDIES as SWEEP_STUDIES
+from bwdln.studies.base import Claim as Claim
 from bwdln.studies.base import Findings as Findings
 from bwdln.studies.base import conduct as conduct
 from bwdln.studies.base import conduct_on_sweep as conduct_on_sweep

@@ -33,12 +33,25 @@ SWEEP_STUDIES = Registry("sweep study")
 OnProgress = Callable[[Progress], None]
 
 
+class Claim(NamedTuple):
+    """Something that theory or the paper says, and what a study measured of it, in words.
+
+    `source`: where it is said, such as "§6" of docs/theory.md or "the paper"; `held`: whether it is so.
+    """
+
+    statement: str
+    source: str
+    predicted: str
+    measured: str
+    held: bool
+
+
 class Findings(NamedTuple):
     """What a study came to, for its user to read.
 
     `columns` and `rows`: a table of texts. `notes`: sentences. `results`, `tables`, `figures`: the files
     that were written. `score`: what a sweeper that optimizes looks at. `interrupted`: whether Ctrl-C
-    ended it early.
+    ended it early. `claims`: what the study was to find out.
     """
 
     columns: tuple[str, ...]
@@ -49,6 +62,7 @@ class Findings(NamedTuple):
     figures: list[Path]
     score: float
     interrupted: bool
+    claims: Sequence[Claim] = ()
 
 
 def conduct(config: Config, folder: str | Path, on_progress: OnProgress | None = None) -> Findings:
@@ -178,6 +192,7 @@ def write_findings(
         "figures": inside(found.figures),
         "score": found.score if math.isfinite(found.score) else None,
         "interrupted": found.interrupted,
+        "claims": [claim._asdict() for claim in found.claims],
         "seconds": round(seconds, 2),
     }
     path = results.writable(folder) / FINDINGS

@@ -19,8 +19,11 @@ from bwdln.comparison.certificate_tightness import Tightness
 from bwdln.config import Config
 from bwdln.errors import check
 from bwdln.simulate import Problem
-from bwdln.studies.base import STUDIES, Findings, OnProgress, cut_short, prepared, run_all, write_table
+from bwdln.studies.base import STUDIES, Claim, Findings, OnProgress, cut_short, prepared, run_all, write_table
 from bwdln.types import Array
+
+#: The final rate of the envelope counts as attained up to this share.
+ATTAINED = 0.03
 
 COLUMNS = (
     "depth",
@@ -53,6 +56,7 @@ def certificate_tightness(
     runs = run_all(problems, results.writable(folder), on_progress)
     finished = {depth: runs.results[name] for depth, name in names(depths).items() if name in runs.results}
     notes, rows = [], []
+    said: list[Claim] = []
     files: list[Path] = []
     drawn: list[Path] = []
     score = np.inf
@@ -60,11 +64,11 @@ def certificate_tightness(
         found = comparison.compare(finished)
         files = [_write(found, folder / "certificate_tightness.csv")]
         drawn = figures.certificate_tightness.save_all(found, folder)
-        rows, notes = table(found), sentences(found)
+        rows, notes, said = table(found), sentences(found), claims(found)
         known = found.ratio[np.isfinite(found.ratio)]
         score = float(np.max(np.abs(known - 1), initial=0)) if known.size else np.inf
     notes += cut_short(runs, len(problems))
-    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, score, runs.interrupted)
+    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, score, runs.interrupted, said)
 
 
 # --- the runs -------------------------------------------------------------------------------------
@@ -145,6 +149,43 @@ def _median(values: Float[Array, "some"]) -> float:
 
 def _shown(value: float, how: str) -> str:
     return format(value, how) if np.isfinite(value) else "–"
+
+
+def claims(found: Tightness) -> list[Claim]:
+    """That the envelope is attained, that every bound holds, and that the paper's is looser."""
+    ratios, looser = (each[np.isfinite(each)] for each in (found.ratio, found.looser))
+    if not ratios.size:
+        return []
+    broken = sum(int(np.sum(promised & ~found.obeyed[name])) for name, promised in found.promised.items())
+    bounds = sum(int(promised.sum()) for promised in found.promised.values())
+    said = [
+        Claim(
+            "the loss stays below every bound that its start is entitled to",
+            "the paper; §6",
+            f"{bounds} of {bounds}",
+            f"{bounds - broken} of {bounds}",
+            broken == 0,
+        ),
+        Claim(
+            "the final rate of the sharp envelope is attained",
+            "§6",
+            "1",
+            f"{ratios.min():.4f} to {ratios.max():.4f} of the measured rate",
+            bool(np.all(np.abs(ratios - 1) <= ATTAINED)),
+        ),
+    ]
+    if looser.size:
+        found_looser = f"{looser.min():.1e} to {looser.max():.1e} times"
+        said.append(
+            Claim(
+                "the paper's bound is thousands of times looser than the run",
+                "§6",
+                "> 1e3 times",
+                found_looser,
+                bool(looser.min() > 1e3),
+            )
+        )  # fmt: skip
+    return said
 
 
 def sentences(found: Tightness) -> list[str]:

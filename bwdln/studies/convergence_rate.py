@@ -14,7 +14,7 @@ from bwdln.comparison import convergence_rate as comparison
 from bwdln.comparison.convergence_rate import Group, Points
 from bwdln.config import Config
 from bwdln.errors import check
-from bwdln.studies.base import SWEEP_STUDIES, Findings, write_table
+from bwdln.studies.base import SWEEP_STUDIES, Claim, Findings, write_table
 
 COLUMNS = (
     "loss",
@@ -33,6 +33,8 @@ COLUMNS = (
 
 #: How far fitted rates may be from the closed form where their window is asymptotic.
 AGREES = 0.03
+#: In as many of the runs their limits have to be.
+MOST = 0.99
 
 
 @SWEEP_STUDIES.register("convergence_rate")
@@ -62,7 +64,9 @@ def convergence_rate(dataset: Dataset, configs: Mapping[int, Config], folder: Pa
         write_table(folder / "regressions.csv", LINE_COLUMNS, _rows_of_lines(groups)),
     ]
     drawn = figures.convergence_rate.save_all(groups, folder)
-    return Findings(COLUMNS, table(groups), sentences(groups), [], files, drawn, worst(groups), False)
+    return Findings(
+        COLUMNS, table(groups), sentences(groups), [], files, drawn, worst(groups), False, claims(groups)
+    )
 
 
 # --- what was found -------------------------------------------------------------------------------
@@ -115,9 +119,7 @@ def sentences(groups: Sequence[Group]) -> list[str]:
     said = []
     deviation = np.concatenate([group.deviation for group in groups])
     limit = np.abs(np.concatenate([group.limit_deviation for group in groups]))
-    every = Points(
-        *(np.concatenate(values) for values in zip(*(group.points for group in groups), strict=True))
-    )
+    every = _every(groups)
     rated = np.isfinite(every.rate) & every.margin
     window = f"gaps {comparison.BELOW:g} to {comparison.ABOVE:.1e}"
     said.append(
@@ -155,6 +157,57 @@ def sentences(groups: Sequence[Group]) -> list[str]:
     reasons = Counter(_kind(each) for each in every.failure[every.margin] if each)
     said += [f"{count:,} without a rate: {reason}" for reason, count in reasons.most_common()]
     return said
+
+
+def claims(groups: Sequence[Group]) -> list[Claim]:
+    """What the paper shows of rates, what its theorem and ours promise, and the closed form."""
+    every = _every(groups)
+    rated = np.isfinite(every.rate) & every.margin
+    said = []
+    # At depth 1 the rate does not depend on λ_n.
+    deeper = [fit for group in groups for fit in group.at_smallest.values() if np.isfinite(fit.slope)]
+    wider = [
+        fit for group in groups for at, fit in group.at_depth.items() if at > 1 and np.isfinite(fit.slope)
+    ]
+    for statement, lines in (
+        ("deeper networks converge faster, at every √λ_n", deeper),
+        ("targets with a larger √λ_n are learnt faster, at every depth above 1", wider),
+    ):
+        if lines:
+            up = sum(fit.slope > 0 for fit in lines)
+            squares = np.median([fit.r_squared for fit in lines])
+            measured = f"{up} of {len(lines)} slopes above 0, median r² {squares:.3f}"
+            said.append(Claim(statement, "the paper, §7", "all slopes above 0", measured, up == len(lines)))
+    if every.asymptotic.any():
+        away = worst(groups)
+        statement = "where its window is asymptotic, the fitted rate is the closed form"
+        measured = f"within {away:.2%} in {int(every.asymptotic.sum())} of {int(rated.sum()):,} windows"
+        said.append(Claim(statement, "§4, §6", f"within {AGREES:.0%}", measured, away <= AGREES))
+    limit = np.abs(np.concatenate([group.limit_deviation for group in groups]))
+    known = limit[np.isfinite(limit)]
+    if known.size:
+        agree = int(np.sum(known <= AGREES))
+        measured = f"{agree:,} of {known.size:,} runs, median deviation {np.median(known):.1e}"
+        statement = "in the end every gap closes at the rate of the closed form"
+        held = agree >= MOST * known.size
+        said.append(Claim(statement, "§4, §6", f"within {AGREES:.0%} in {MOST:.0%}", measured, held))
+    for field, statement, source in (
+        ("sharp", "no run converges more slowly than the sharp certificate promises", "§6"),
+        ("paper", "no run converges more slowly than the theorem promises", "the paper, §6"),
+    ):
+        ratio = (every.rate / getattr(every, field))[rated]
+        ratio = ratio[np.isfinite(ratio)]
+        if ratio.size:
+            measured = f"{ratio.min():.3g} to {ratio.max():.3g} times as fast, {ratio.size:,} runs"
+            held = bool(ratio.min() >= 1 - AGREES)
+            said.append(Claim(statement, source, "at least 1 times as fast", measured, held))
+    return said
+
+
+def _every(groups: Sequence[Group]) -> Points:
+    """The points of all groups."""
+    fields = zip(*(group.points for group in groups), strict=True)
+    return Points(*(np.concatenate(values) for values in fields))
 
 
 def _kind(failure: str) -> str:

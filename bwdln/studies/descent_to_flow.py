@@ -20,11 +20,14 @@ from bwdln.errors import check
 from bwdln.fits import Law
 from bwdln.registry import Choice
 from bwdln.results import Result
-from bwdln.studies.base import STUDIES, Findings, OnProgress, cut_short, prepared, run_all, write_table
+from bwdln.studies.base import STUDIES, Claim, Findings, OnProgress, cut_short, prepared, run_all, write_table
 
 #: Records of descent and flow fall on the same times if a step size divides the time between two
 #: records up to this relative error: what a decimal fraction in binary has.
 DIVIDES = 1e-9
+
+#: A fitted slope counts as an order up to this difference.
+SLOPE = 0.1
 
 COLUMNS = (
     "step size",
@@ -60,16 +63,17 @@ def descent_to_flow(
         if name in runs.results
     }
     notes, rows = [], []
+    said: list[Claim] = []
     files: list[Path] = []
     drawn: list[Path] = []
     if "flow" in runs.results and finished:
         found = comparison.compare(runs.results["flow"], finished)
         files = [_write(found, folder / "descent_to_flow.csv")]
         drawn = figures.descent_to_flow.save_all(found, folder)
-        rows, notes = table(found), sentences(found)
+        rows, notes, said = table(found), sentences(found), claims(found)
     notes += cut_short(runs, len(jobs))
     score = _score(runs.results.get("flow"))
-    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, score, runs.interrupted)
+    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, score, runs.interrupted, said)
 
 
 # --- the runs -------------------------------------------------------------------------------------
@@ -150,6 +154,25 @@ def _median_and_range(scaling: Scaling | None, row: int) -> tuple[str, str]:
     if scaling is None or np.isnan(scaling.median[row]):
         return "–", "–"
     return f"{scaling.median[row]:.2e}", f"{scaling.low[row]:.1e}–{scaling.high[row]:.1e}"
+
+
+def claims(found: Comparison) -> list[Claim]:
+    """That descent follows the flow, and the imbalance drifts, at the orders of theory."""
+    laws = [
+        ("the distance of descent to the flow is of first order in the step size", found.distance, 1),
+        ("the imbalance that the flow conserves drifts per step at second order", found.drift, 2),
+    ]
+    return [
+        Claim(
+            statement,
+            "§5",
+            f"slope {order}",
+            f"slope {scaling.law.exponent:.3f}",
+            abs(scaling.law.exponent - order) <= SLOPE,
+        )
+        for statement, scaling, order in laws
+        if scaling is not None and np.isfinite(scaling.law.exponent)
+    ]
 
 
 def sentences(found: Comparison) -> list[str]:

@@ -21,7 +21,7 @@ from bwdln.errors import check
 from bwdln.interruption import Interruption
 from bwdln.losses import LOSSES
 from bwdln.registry import Choice, load_plugins
-from bwdln.studies.base import Findings, write_table
+from bwdln.studies.base import Claim, Findings, write_table
 from bwdln.targets import TARGETS
 from bwdln.theory import landscape, measured
 from bwdln.theory.checks import LossName
@@ -31,6 +31,8 @@ from bwdln.types import Array
 
 #: Automatic differentiation is compared with up to so many parameters, at so many points of so many targets.
 PARAMETERS, COMPARED, COMPARED_TARGETS = 100, 64, 4
+#: Closed forms count as equal to automatic differentiation up to this share of the largest eigenvalue.
+DERIVED = 1e-10
 #: Eigenvalues below this share of the largest are zeros to rounding.
 ZERO = 1e-9
 #: As many points are listed on the terminal; the table has all.
@@ -76,6 +78,7 @@ class Part(NamedTuple):
     rows: list[tuple[str, ...]]
     notes: list[str]
     score: float = sys.float_info.max
+    claims: Sequence[Claim] = ()
 
 
 def conduct(config: Landscape, folder: str | Path) -> Findings:
@@ -95,6 +98,7 @@ def conduct(config: Landscape, folder: str | Path) -> Findings:
     notes = said_of_points(problem)
     tables: list[Path] = []
     drawn: list[Path] = []
+    claims: list[Claim] = []
     score, interrupted = sys.float_info.max, False
     with Interruption() as interruption:
         try:
@@ -104,12 +108,13 @@ def conduct(config: Landscape, folder: str | Path) -> Findings:
                     drawn += part.draw()
                 rows += part.rows
                 notes += part.notes
+                claims += part.claims
                 score = min(score, part.score)
                 interruption.requested |= held.requested
         except KeyboardInterrupt:
             interrupted = True
             notes.append("interrupted: what was finished until now is kept")
-    return Findings(COLUMNS, rows, notes, [], tables, drawn, score, interrupted)
+    return Findings(COLUMNS, rows, notes, [], tables, drawn, score, interrupted, claims)
 
 
 def _work(problem: Problem, folder: Path, look: Callable[[], None]) -> Iterator[Part]:
@@ -142,6 +147,7 @@ def _work(problem: Problem, folder: Path, look: Callable[[], None]) -> Iterator[
         table(shown),
         [],
         _finite(shown[0].over["relative_condition"].mean[0]),
+        _claims_of_condition(shown),
     )
     starts = starts_of_paths(problem, shown[0].sets)
     if starts:
@@ -167,6 +173,7 @@ def _work(problem: Problem, folder: Path, look: Callable[[], None]) -> Iterator[
             lambda: figures.landscape.save_blow_up(found, folder),
             [],
             _of_blow_up(found),
+            claims=[_claim_of_blow_up(found)],
         )
     if _comparable(problem):
         points = {each: place for place, each in enumerate(shown[0].sets, start=1)}
@@ -178,6 +185,7 @@ def _work(problem: Problem, folder: Path, look: Callable[[], None]) -> Iterator[
             ),
             [],
             [_agreement(each) for each in compared],
+            claims=_claims_of_spectra(compared),
         )
 
 
@@ -252,6 +260,53 @@ def _widths(problem: Problem) -> tuple[int, ...]:
 
 def _parameters(widths: tuple[int, ...]) -> int:
     return sum(below * above for below, above in pairwise(widths))
+
+
+def _claims_of_spectra(compared: Sequence[Comparison]) -> list[Claim]:
+    """That closed forms are right, and count the directions that lead down."""
+    every = [pair for each in compared for pairs in each.pairs.values() for pair in pairs]
+    if not every:
+        return []
+    worst = max(pair.deviation for pair in every)
+    same = sum(_extremes(pair.closed)[4:] == _extremes(pair.differentiated)[4:] for pair in every)
+    points = f"{len(every)} points"
+    return [
+        Claim(
+            "the Hessian at critical points has the spectrum of the closed form, zeros included",
+            "the paper, §4",
+            "equal to automatic differentiation",
+            f"within {worst:.0e} at {points}",
+            worst <= DERIVED,
+        ),
+        Claim(
+            "the saddle index counts the pairs that are in the wrong order",
+            "§4",
+            points,
+            f"{same} points",
+            same == len(every),
+        ),
+    ]
+
+
+def _claim_of_blow_up(found: BlowUp) -> Claim:
+    exponents = [law.exponent for law in found.law]
+    return Claim(
+        "the Hessian of the unperturbed loss blows up where the rank is low",
+        "the paper, §4",
+        "tau^-0.5",
+        f"tau^{min(exponents):.4f} to tau^{max(exponents):.4f}",
+        max(abs(each + 0.5) for each in exponents) <= 0.01,
+    )
+
+
+def _claims_of_condition(shown: Sequence[Overview]) -> list[Claim]:
+    """The comparison of the paper, at the minimizer: the first of the points."""
+    if len(shown) < 2:
+        return []
+    ours, theirs = (each.over["absolute_condition"].mean[0] for each in shown[:2])
+    measured = f"condition number {ours:.3g}, Frobenius {theirs:.3g} (mean over the targets)"
+    statement = "at the minimizer Bures-Wasserstein is better conditioned than Frobenius"
+    return [Claim(statement, "the paper, §7", "smaller", measured, bool(ours < theirs))]
 
 
 class Comparison(NamedTuple):

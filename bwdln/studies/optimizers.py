@@ -24,7 +24,7 @@ from bwdln.dynamics.gradient_descent import OPTIMIZERS
 from bwdln.errors import InvalidOption, check
 from bwdln.registry import Choice, convert
 from bwdln.simulate import Problem
-from bwdln.studies.base import STUDIES, Findings, OnProgress, cut_short, prepared, run_all, write_table
+from bwdln.studies.base import STUDIES, Claim, Findings, OnProgress, cut_short, prepared, run_all, write_table
 
 #: What is compared unless the study says otherwise.
 EVERY = tuple(map(Choice, ("descent", "momentum", "nesterov", "muon", "adam", "rmsprop")))
@@ -77,6 +77,7 @@ def optimizers(
         if one in runs.results and other in runs.results
     }
     notes, rows = [], []
+    said: list[Claim] = []
     files: list[Path] = []
     drawn: list[Path] = []
     score = np.inf
@@ -85,10 +86,10 @@ def optimizers(
         found = comparison.compare(runs.results["flow"], finished, step_size=step_size)
         files = [_write(found, folder / "optimizers.csv")]
         drawn = figures.optimizers.save_all(found, folder)
-        rows, notes = table(found), sentences(found)
+        rows, notes, said = table(found), sentences(found), claims(found)
         score = _score(found) if len(finished) == len(pairs) else np.inf
     notes += cut_short(runs, len(jobs))
-    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, score, runs.interrupted)
+    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, score, runs.interrupted, said)
 
 
 # --- the runs -------------------------------------------------------------------------------------
@@ -211,6 +212,30 @@ def table(found: Comparison) -> list[tuple[str, ...]]:
 
 def _number(value: float, style: str) -> str:
     return "–" if np.isnan(value) else format(value, style)
+
+
+def claims(found: Comparison) -> list[Claim]:
+    """Which optimizers know no coordinates, and which learn mode by mode."""
+    expected = {
+        "equivariant under orthogonal changes of coordinates": (
+            {"descent", "momentum", "nesterov", "muon"},
+            {name for name in found.trials if comparison.equivariant(found, name)},
+        ),
+        "learning mode by mode, as the flow does": (
+            {"descent", "momentum", "nesterov"},
+            {name for name in found.trials if comparison.low_rank(found, name)},
+        ),
+    }
+    return [
+        Claim(
+            f"optimizers {what}",
+            "§8",
+            _listed(sorted(names & set(found.trials))),
+            _listed(sorted(measured)),
+            names & set(found.trials) == measured,
+        )
+        for what, (names, measured) in expected.items()
+    ]
 
 
 def sentences(found: Comparison) -> list[str]:

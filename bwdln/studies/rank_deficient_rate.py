@@ -18,7 +18,7 @@ from bwdln.comparison.rank_deficient_rate import Comparison
 from bwdln.config import Config
 from bwdln.errors import check
 from bwdln.registry import Choice
-from bwdln.studies.base import STUDIES, Findings, OnProgress, cut_short, prepared, run_all, write_table
+from bwdln.studies.base import STUDIES, Claim, Findings, OnProgress, cut_short, prepared, run_all, write_table
 from bwdln.theory.checks import LossName
 
 COLUMNS = ("depth", "1 − λ_k+1/λ_k", "predicted rate", "measured", "measured / predicted", "seeds")
@@ -57,6 +57,7 @@ def rank_deficient_rate(
     jobs = plan(config, ratios, depths)
     runs = run_all(prepared(jobs, folder), results.writable(folder), on_progress)
     notes, rows = [], []
+    said: list[Claim] = []
     files: list[Path] = []
     drawn: list[Path] = []
     score = np.inf
@@ -65,8 +66,9 @@ def rank_deficient_rate(
         files = [_write(found, folder / "rank_deficient_rate.csv")]
         drawn = figures.rank_deficient_rate.save_all(found, folder)
         rows, notes, score = table(found), sentences(found), worst(found)
+        said = claims(found)
     notes += cut_short(runs, len(jobs))
-    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, score, runs.interrupted)
+    return Findings(COLUMNS, rows, notes, runs.paths, files, drawn, score, runs.interrupted, said)
 
 
 # --- the runs -------------------------------------------------------------------------------------
@@ -151,6 +153,15 @@ def table(found: Comparison) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def claims(found: Comparison) -> list[Claim]:
+    """That the subspace is found at the predicted rate, at all depths."""
+    away = worst(found)
+    if not np.isfinite(away):
+        return []
+    statement = "the subspace is found at the rate 4 λ_k^((N−1)/N) (1 − λ_k+1 / λ_k), without a factor N"
+    return [Claim(statement, "§6", "equal", f"within {away:.2%}", away <= AGREES)]
 
 
 def sentences(found: Comparison) -> list[str]:

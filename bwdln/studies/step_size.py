@@ -26,12 +26,15 @@ from bwdln.losses import LOSSES
 from bwdln.registry import Choice
 from bwdln.results import Result
 from bwdln.simulate import Problem
-from bwdln.studies.base import STUDIES, Findings, OnProgress, prepared, run_all, write_table
+from bwdln.studies.base import STUDIES, Claim, Findings, OnProgress, prepared, run_all, write_table
 from bwdln.targets import TARGETS
 
 #: How often all lanes are run. A round costs a program for the starts of each depth, a lane nearly
 #: nothing: few rounds of many lanes are faster than many rounds that only halve.
 ROUNDS = 3
+
+#: The largest step size that converges counts as the predicted one up to this share.
+AGREES = 0.01
 
 COLUMNS = (
     "depth",
@@ -92,6 +95,7 @@ def step_size(
     results.writable(folder)
     search = _search(problems, sizes, tolerance, on_progress)
     notes, rows = [], []
+    claimed: list[Claim] = []
     files: list[Path] = []
     drawn: list[Path] = []
     score = np.inf
@@ -100,12 +104,13 @@ def step_size(
         files = [_write(found, folder / "step_size.csv"), _write_trials(search, folder)]
         drawn = figures.step_size.save_all(found, folder)
         rows, notes = table(found), sentences(found)
+        claimed = claims(found)
         known = found.ratio[np.isfinite(found.ratio)]
         score = float(np.max(np.abs(known - 1))) if known.size else np.inf
     if search.interrupted:
         said = f"interrupted in round {search.rounds + 1} of {ROUNDS}; brackets are as wide as the table says"
         notes.append(said)
-    return Findings(COLUMNS, rows, notes, [], files, drawn, score, search.interrupted)
+    return Findings(COLUMNS, rows, notes, [], files, drawn, score, search.interrupted, claimed)
 
 
 # --- the cases ------------------------------------------------------------------------------------
@@ -287,6 +292,30 @@ def _bracket(found: Limits, row: int) -> str:
 
 def _shown(value: float, how: str) -> str:
     return format(value, how) if np.isfinite(value) else "–"
+
+
+def claims(found: Limits) -> list[Claim]:
+    """That stability decides which step sizes converge, and that the theorem's are admissible."""
+    ratios, smaller = (each[np.isfinite(each)] for each in (found.ratio, found.smaller))
+    if not ratios.size:
+        return []
+    worst = float(np.max(np.abs(ratios - 1)))
+    said = [
+        Claim(
+            "descent converges for step sizes below 2 / λ_max of the Hessian at the minimizer, and no others",
+            "§6",
+            "ratio 1",
+            f"{ratios.min():.4f} to {ratios.max():.4f}",
+            worst <= AGREES,
+        )
+    ]
+    if smaller.size:
+        measured = f"{smaller.min():.1e} to {smaller.max():.1e} times below the largest"
+        statement = "the step sizes that the paper admits converge"
+        said.append(
+            Claim(statement, "the paper, §6", "below the largest", measured, bool(smaller.min() >= 1))
+        )
+    return said
 
 
 def sentences(found: Limits) -> list[str]:
