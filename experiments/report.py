@@ -20,8 +20,12 @@ from bwdln.errors import InvalidOption
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, write the page and say where it is; what is wrong is said in one line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a folder with results, or with such folders")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the page; default: report.html in the first PATH")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="a folder with results, or with such folders"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="the page; default: report.html in the first PATH"
+    )
     given = parser.parse_args(arguments)
     try:
         page = report.make(given.paths, given.output)

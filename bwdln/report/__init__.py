@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bwdln.errors import InvalidOption, check
+
+if TYPE_CHECKING:
+    from bwdln.report.reading import Section
 
 
 def make(paths: Sequence[Path], output: Path | None = None) -> Path:
@@ -32,7 +36,7 @@ def make(paths: Sequence[Path], output: Path | None = None) -> Path:
     return output
 
 
-def title(sections: Sequence, paths: Sequence[Path]) -> str:
+def title(sections: Sequence[Section], paths: Sequence[Path]) -> str:
     """The title of the page: of the claims, of the one result, or of the folder."""
     if len(sections) == 1 or sections[0].kind == "claims":
         return str(sections[0].title)

@@ -27,7 +27,8 @@ def payload(section: Section, base: Path) -> dict[str, Any]:
         "folders": {str(each): address(path, base) for each, path in section.folders.items()},
         "axes": [_axis(each) for each in seen.axes],
         "quantities": [
-            each._asdict() | {"values": _finite(each.values), "log": _is_wide(each)} for each in seen.quantities
+            each._asdict() | {"values": _finite(each.values), "log": _is_wide(each)}
+            for each in seen.quantities
         ],
         "curves": seen.curves._asdict()
         | {
@@ -42,7 +43,13 @@ def payload(section: Section, base: Path) -> dict[str, Any]:
 
 def _axis(axis: Axis) -> dict[str, Any]:
     shown = [number(value) for value in axis.values] if axis.numeric else axis.values
-    return {"name": _label(axis), "values": axis.values, "shown": shown, "at": axis.at, "numeric": axis.numeric}
+    return {
+        "name": _label(axis),
+        "values": axis.values,
+        "shown": shown,
+        "at": axis.at,
+        "numeric": axis.numeric,
+    }
 
 
 def _label(axis: Axis) -> str:
@@ -65,12 +72,17 @@ def controls(seen: View, key: str) -> Markup:
     """Everything to choose, the place of the view, and what is said about it."""
     clock = "flow time" if seen.curves.clock == "time" else "step"
     names = [(str(place), _label(axis)) for place, axis in enumerate(seen.axes)]
-    first = next((str(place) for place, axis in enumerate(seen.axes) if axis.numeric), "0" if names else "progress")
-    second = next((place for place, _ in names if place != first), "")
+    first = next(
+        (str(place) for place, axis in enumerate(seen.axes) if axis.numeric), "0" if names else "progress"
+    )
+    first = first if seen.noun == "job" else "progress"
+    second = "" if seen.noun == "seed" else next((place for place, _ in names if place != first), "")
     quantities = [(each.name, each.label) for each in seen.quantities]
     scales = [("linear", "linear"), ("log", "log")]
     fields = [
-        _choice("view", "View", [("curves", "curves"), ("map", "heat map")], "curves") if len(names) > 1 else None,
+        _choice("view", "View", [("curves", "curves"), ("map", "heat map")], "curves")
+        if len(names) > 1
+        else None,
         _choice("x", "Horizontal axis", [*names, ("progress", f"progress ({clock})")], first),
         _choice("color", "Color, second axis", [("", "none"), *names], second),
         _choice("quantity", "Quantity", quantities, seen.objective),
@@ -103,8 +115,9 @@ def _choice(name: str, label: str, options: list[tuple[str, str]], chosen: str) 
 
 def _filter(place: int, axis: Axis) -> Markup:
     """A choice of one value of an option, or of all of them."""
-    shown = [number(value) for value in axis.values] if axis.numeric else [str(value) for value in axis.values]
+    shown = (
+        [number(value) for value in axis.values] if axis.numeric else [str(value) for value in axis.values]
+    )
     options = [("", f"all {len(shown)}"), *((str(index), said) for index, said in enumerate(shown))]
     choice = _choice(f"filter-{place}", axis.name, options, "")
     return element("div", choice, class_="filter", data_axis=str(place))
-

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -37,11 +37,15 @@ PLOTS = ("vega", "vega-lite", "vega-embed")
 def page(sections: Sequence[Section], title: str, folder: Path) -> str:
     """The HTML of all sections; links are as seen from `folder`."""
     alone = len(sections) == 1
-    bodies = [_section(each, f"s{number}", folder, alone) for number, each in enumerate(sections, start=1)]
+    keys = [f"s{number}" for number in range(1, len(sections) + 1)]
+    places = {_name(each.folder, folder): key for key, each in zip(keys, sections, strict=True)}
+    bodies = [
+        _section(each, key, folder, {} if alone else places) for key, each in zip(keys, sections, strict=True)
+    ]
     interactive = any(each.view is not None for each in sections)
     early, scripts = _asset("early.js"), list(_scripts(interactive))
     main = element("main", *bodies, id="content", tabindex="-1")
-    body = join([_header(sections, title), main, _footer(interactive)], "\n")
+    body = join([_header(sections, title, folder), main, _footer(interactive)], "\n")
     return Template(_asset("template.html")).substitute(
         policy=text(_policy([early, *scripts])),
         title=text(title),
@@ -75,7 +79,7 @@ def _policy(scripts: Iterable[str]) -> str:
     return "; ".join((*rules, "base-uri 'none'", "form-action 'none'"))
 
 
-def _header(sections: Sequence[Section], title: str) -> Markup:
+def _header(sections: Sequence[Section], title: str, base: Path) -> Markup:
     toggle = element("button", "Dark", type="button", class_="theme", aria_pressed="false", hidden=True)
     several = len(sections) > 1
     about = f"{len(sections):,} results" if several else KINDS.get(sections[0].kind, sections[0].kind)
@@ -84,23 +88,27 @@ def _header(sections: Sequence[Section], title: str) -> Markup:
         element("a", "Skip to the content", href="#content", class_="skip"),
         element("div", element("p", about, class_="kind"), element("h1", title), class_="heading"),
         toggle,
-        _contents(sections) if several else None,
+        _contents(sections, base) if several else None,
         class_="top",
     )
 
 
-def _contents(sections: Sequence[Section]) -> Markup:
+def _contents(sections: Sequence[Section], base: Path) -> Markup:
     """The table of contents."""
     items = [
         element(
             "li",
             element("a", each.title, href=f"#s{number}"),
             " ",
-            element("span", f"{KINDS.get(each.kind, each.kind)} · {each.folder.name}", class_="quiet"),
+            element(
+                "span", f"{KINDS.get(each.kind, each.kind)} · {_name(each.folder, base)}", class_="quiet"
+            ),
         )
         for number, each in enumerate(sections, start=1)
     ]
-    return element("nav", element("h2", "Contents"), element("ol", *items), class_="contents", aria_label="Contents")
+    return element(
+        "nav", element("h2", "Contents"), element("ol", *items), class_="contents", aria_label="Contents"
+    )
 
 
 def _footer(interactive: bool) -> Markup:
@@ -111,7 +119,12 @@ def _footer(interactive: bool) -> Markup:
         if interactive or name not in PLOTS
     }
     texts = [
-        join([element("h3", f"{name} {entry['version']}"), element("pre", _asset(f"vendor/{entry['license_file']}"))])
+        join(
+            [
+                element("h3", f"{name} {entry['version']}"),
+                element("pre", _asset(f"vendor/{entry['license_file']}")),
+            ]
+        )
         for name, entry in entries.items()
     ]
     names = ", ".join(entries)
@@ -123,12 +136,13 @@ def _footer(interactive: bool) -> Markup:
 # --- a section ------------------------------------------------------------------------------------
 
 
-def _section(section: Section, key: str, base: Path, alone: bool) -> Markup:
-    """All of one folder; alone on a page it needs no heading of its own."""
+def _section(section: Section, key: str, base: Path, places: Mapping[str, str]) -> Markup:
+    """All of one folder; alone on a page, without other `places`, it needs no heading of its own."""
+    alone = not places
     level = "h2" if alone else "h3"
     parts = [
         ("", _summary(section)),
-        ("Findings", tables.findings(section, key)),
+        ("Findings", tables.findings(section, places)),
         ("Explore", None if section.view is None else explore.controls(section.view, key)),
         (tables.heading(section), tables.rows(section, key, base)),
         ("Figures", _figures(section, base)),
@@ -138,13 +152,13 @@ def _section(section: Section, key: str, base: Path, alone: bool) -> Markup:
         ("Files", _files(section, base)),
     ]
     shown = [(name, content) for name, content in parts if content is not None]
-    places = [
+    links = [
         element("a", name, href=f"#{_place(key, name)}")
         for name, _ in shown
         if name and (alone or name not in ("Versions and device", "Files"))
     ]
     bodies = [
-        element("section", element(level, name), content, id=_place(key, name), class_=_place("part", name))
+        element("section", element(level, name), content, id=_place(key, name), class_="part")
         if name
         else content
         for name, content in shown
@@ -153,8 +167,10 @@ def _section(section: Section, key: str, base: Path, alone: bool) -> Markup:
     return element(
         "article",
         None if alone else join([heading, element("h2", section.title)]),
-        element("p", _link(section.folder, base, str(section.folder)), class_="where"),
-        element("nav", *places, class_="places", aria_label=f"Parts of {section.title}") if len(places) > 1 else None,
+        element("p", _link(section.folder, base, _name(section.folder, base)), class_="where"),
+        element("nav", *links, class_="places", aria_label=f"Parts of {section.title}")
+        if len(links) > 1
+        else None,
         *bodies,
         None if section.view is None else data(explore.payload(section, base), f"{key}-data"),
         id=key,
@@ -162,19 +178,27 @@ def _section(section: Section, key: str, base: Path, alone: bool) -> Markup:
     )
 
 
+def _name(folder: Path, base: Path) -> str:
+    """A folder as seen from that of the page; the page's own by its name."""
+    relative = os.path.relpath(folder.resolve(), base.resolve())
+    return folder.resolve().name if relative == "." else Path(relative).as_posix()
+
+
 def _place(key: str, name: str) -> str:
     return f"{key}-{name.lower().replace(' ', '-')}"
 
 
 def _summary(section: Section) -> Markup | None:
-    facts = section.facts | ({"Interrupted": "yes"} if section.findings and section.findings.interrupted else {})
+    facts = section.facts | (
+        {"Interrupted": "yes"} if section.findings and section.findings.interrupted else {}
+    )
     tiles = [element("div", element("dt", name), element("dd", value)) for name, value in facts.items()]
     if not tiles:
         return None
     swept = None
     if section.swept:
         swept = element(
-            "div", element("h3", "Swept options", class_="small"), _listed(section.swept), class_="swept"
+            "div", element("p", "Swept options", class_="small"), _listed(section.swept), class_="part swept"
         )
     return join([element("dl", *tiles, class_="facts"), swept])
 
@@ -199,7 +223,7 @@ def _figure(figure: pictures.Figure, section: Section, base: Path) -> Markup:
     else:
         alternative = f"{figure.caption}. Figure {figure.name} of {section.title}."
         size = {"width": picture.width, "height": picture.height}
-        shown = element("img", src=picture.address, alt=alternative, decoding="async", **size)
+        shown = element("img", src=picture.address, alt=alternative, **size)
     caption = element("figcaption", element("span", figure.caption), element("span", links, class_="links"))
     return element("figure", shown, caption)
 
@@ -242,7 +266,9 @@ def _group(name: str, value: Any) -> Markup:
         said = None if first is None else element("span", first, class_="value")
         return element("details", element("summary", name, " ", said), *inner)
     shown = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, str) else value
-    return element("div", element("span", name, class_="name"), element("span", shown, class_="value"), class_="leaf")
+    return element(
+        "div", element("span", name, class_="name"), element("span", shown, class_="value"), class_="leaf"
+    )
 
 
 def _files(section: Section, base: Path) -> Markup | None:
@@ -254,4 +280,3 @@ def _files(section: Section, base: Path) -> Markup | None:
 
 def _link(path: Path, base: Path, content: object) -> Markup:
     return element("a", content, href=address(path, base))
-

@@ -68,7 +68,9 @@ def figures(files: Iterable[Path]) -> list[Figure]:
     """The figures that those files are, a PNG or a PDF each, in the order of `CAPTIONS`, then by name."""
     stems = {each.with_suffix("") for each in files if each.suffix in (".png", ".pdf")}
     order = {name: place for place, name in enumerate(CAPTIONS)}
-    return [_figure(stem) for stem in sorted(stems, key=lambda stem: (order.get(stem.name, len(order)), stem))]
+    return [
+        _figure(stem) for stem in sorted(stems, key=lambda stem: (order.get(stem.name, len(order)), stem))
+    ]
 
 
 def _figure(stem: Path) -> Figure:

@@ -131,7 +131,9 @@ def _run(folder: Path) -> Section:
     result = results.load(folder)
     attributes, seen = result.dataset.attrs, view.of_run(result)
     configuration = json.loads(attributes["configuration"])
-    interrupted = {"Interrupted": "yes: what was recorded until then"} if attributes.get("interrupted") else {}
+    interrupted = (
+        {"Interrupted": "yes: what was recorded until then"} if attributes.get("interrupted") else {}
+    )
     files = _files(folder)
     figures = pictures.figures(files)
     return _bare("run", _title(configuration, folder), folder)._replace(
@@ -172,7 +174,8 @@ def _sweep(folder: Path, findings: Findings | None) -> Section:
         figures=figures,
         files=list(dict.fromkeys(pictures.unshown(figures, files))),
         configuration=base,
-        provenance=_provenance(dataset.attrs) | ({"precision": str(base["precision"])} if "precision" in base else {}),
+        provenance=_provenance(dataset.attrs)
+        | ({"precision": str(base["precision"])} if "precision" in base else {}),
         command=command(folder),
     )
 
@@ -185,9 +188,7 @@ def _study(folder: Path, findings: Findings) -> Section:
     files = list(dict.fromkeys([*findings.files, *_files(folder)]))
     figures = pictures.figures(files)
     return _bare(findings.kind, findings.title, folder)._replace(
-        facts=_described(configuration)
-        | {"Rows": _count(len(findings.rows))}
-        | _time(folder, findings),
+        facts=_described(configuration) | {"Rows": _count(len(findings.rows))} | _time(folder, findings),
         findings=findings,
         figures=figures,
         files=pictures.unshown(figures, files),

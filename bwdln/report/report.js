@@ -175,6 +175,7 @@ function grouped(source, rows, x, color, values) {
 // --- the interactive view: specifications --------------------------------------------------------
 
 const COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C7A00", "#767676"];
+const VIRIDIS = { name: "viridis", extent: [0.1, 0.88] }; // its ends are hard to see on black or on white
 const BAD = "#D0342C";
 const HEIGHT = 380;
 const CONFIG = {
@@ -200,21 +201,28 @@ function colored(axis, narrow) {
   if (axis.numeric && axis.values.length > COLORS.length) {
     const legend = narrow ? { ...place, gradientLength: 200 } : { ...place, gradientLength: 220 };
     return { field: "c", type: "quantitative", title: axis.name, legend: { ...legend, format: "~g" },
-      scale: { scheme: "viridis", type: isWide(axis.values) ? "log" : "linear", zero: false, nice: false,
+      scale: { scheme: VIRIDIS, ...scaled(isWide(axis.values)), nice: false,
         domain: [Math.min(...axis.values), Math.max(...axis.values)] } };
   }
   const many = axis.values.length > COLORS.length;
   return { field: "cs", type: "nominal", title: axis.name, sort: axis.shown, legend: place,
-    scale: many ? { scheme: "viridis", domain: axis.shown } : { range: COLORS.slice(0, axis.values.length), domain: axis.shown } };
+    scale: many ? { scheme: VIRIDIS, domain: axis.shown } : { range: COLORS.slice(0, axis.values.length), domain: axis.shown } };
 }
 
+const scaled = log => (log ? { type: "log" } : { type: "linear", zero: false });
+
+// At the values themselves where these are few; never between whole numbers.
+const ticks = axis => ({ format: "~g", tickCount: 10,
+  ...(axis.values.length <= 16 ? { values: axis.values } : {}),
+  ...(axis.values.every(Number.isInteger) ? { tickMinStep: 1 } : {}) });
+
 const across = (axis, log) => axis.numeric
-  ? { field: "x", type: "quantitative", title: axis.name, scale: { type: log ? "log" : "linear", zero: false, padding: 14, nice: false },
-      axis: { format: "~g" } }
+  ? { field: "x", type: "quantitative", title: axis.name, scale: { ...scaled(log), padding: 14, nice: false },
+      axis: ticks(axis) }
   : { field: "xs", type: "ordinal", title: axis.name, sort: axis.shown, axis: { labelAngle: axis.values.length > 6 ? -45 : 0 } };
 
 const upwards = (label, log) => ({ field: "y", type: "quantitative", title: label,
-  scale: { type: log ? "log" : "linear", zero: false, padding: 16 },
+  scale: { ...scaled(log), padding: 16 },
   axis: { format: log ? "~e" : "~g", tickCount: 7 } });
 
 // Lines and points by one option, what cannot be placed in strips at the ends: ∞ above, nothing below.
@@ -224,7 +232,7 @@ function curves(groups, choice) {
   const placed = groups.filter(group => group.x !== null);
   const drawn = placed.filter(group => isNumber(group.y) && (!choice.ylog || group.y > 0));
   const below = placed.filter(group => isNumber(group.y) && choice.ylog && group.y <= 0);
-  const connected = !choice.color || choice.color.values.length * 1.5 < groups.length;
+  const connected = choice.connected && (!choice.color || choice.color.values.length * 1.5 < groups.length);
   const point = { type: "point", filled: true, size: groups.length > 400 ? 26 : 56, opacity: 0.9, cursor: "pointer" };
   const strip = (values, place, shape, more) => ({ data: { values }, mark: { ...point, size: 70, shape, ...more },
     encoding: { x, y: { value: place } } });
@@ -251,10 +259,10 @@ function heatMap(groups, choice) {
   const legend = choice.narrow ? { orient: "bottom", direction: "horizontal" } : { orient: "right" };
   const color = { field: "y", type: "quantitative", title: choice.quantity.label,
     legend: { ...legend, format: choice.ylog ? "~e" : "~g" },
-    scale: { type: choice.ylog ? "log" : "linear", scheme: "cividis", zero: false, nice: false } };
+    scale: { ...scaled(choice.ylog), scheme: "cividis", nice: false } };
   const cell = { type: "rect", cursor: "pointer" }, signs = { type: "text", fontSize: 13, cursor: "pointer" };
   return {
-    height: { step: Math.max(16, Math.min(34, HEIGHT / choice.color.values.length)) },
+    height: choice.color.values.length * Math.max(16, Math.min(34, HEIGHT / choice.color.values.length)),
     layer: [
       { data: { values: there }, mark: cell, encoding: { x, y, color } },
       { data: { values: infinite }, mark: { ...cell, color: BAD }, encoding: { x, y } },
@@ -320,7 +328,7 @@ class Explorer {
     this.form.addEventListener("change", event => this.changed(event.target));
     element.querySelector("details.behind").addEventListener("toggle", () => this.list());
     new ResizeObserver(() => this.resized()).observe(this.chart);
-    this.changed(this.form.elements.quantity);
+    this.changed(this.form.elements.x);
   }
 
   axis(value) { return value === "" || value === "progress" ? null : this.source.axes[Number(value)]; }
@@ -354,13 +362,14 @@ class Explorer {
     const positive = progress || (horizontal.numeric && horizontal.values[0] > 0);
     xscale.disabled = !positive || map;
     if (xscale.disabled) xscale.value = "linear";
-    else if (control === x || control === quantity && progress) {
+    else if (control === x) {
       xscale.value = (progress ? this.source.curves.logarithmic : isWide(horizontal.values)) ? "log" : "linear";
     }
     for (const filter of this.form.querySelectorAll(".filter")) {
       const used = filter.dataset.axis === x.value || filter.dataset.axis === color.value;
       const all = filter.querySelector("option");
-      all.textContent = progress ? `all ${filter.querySelectorAll("option").length - 1}` : `median over ${filter.querySelectorAll("option").length - 1}`;
+      const count = filter.querySelectorAll("option").length - 1;
+      all.textContent = used ? "on an axis" : progress ? `all ${count}` : `median over ${count}`;
       filter.classList.toggle("used", used);
       filter.querySelector("select").disabled = used;
       if (used) filter.querySelector("select").value = "";
@@ -378,6 +387,7 @@ class Explorer {
       quantity: this.source.quantities.find(each => each.name === fields.quantity.value),
       ylog: fields.yscale.value === "log",
       xlog: fields.xscale.value === "log",
+      connected: this.source.noun !== "seed", // seeds have no order
       narrow: this.chart.clientWidth < 620,
     };
   }
@@ -394,7 +404,7 @@ class Explorer {
     const inside = choice.progress ? onTheWay(this.source, rows, choice) : choice.map ? heatMap(this.shown, choice) : curves(this.shown, choice);
     this.width = this.chart.clientWidth;
     const spec = { $schema: "https://vega.github.io/schema/vega-lite/v6.json", width: "container", autosize: { type: "fit-x", contains: "padding" },
-      config: CONFIG, ...inside, description: this.about(choice, rows) };
+      config: CONFIG, ...inside, layer: inside.layer.filter(each => each.data.values.length), description: this.about(choice, rows) };
     const place = make("div", null, { class: "drawn" });
     this.chart.classList.add("busy");
     const stage = this.chart.appendChild(place);
@@ -421,7 +431,8 @@ class Explorer {
     const by = choice.color ? `, ${choice.map ? "and" : "colored by"} ${choice.color.name}` : "";
     const what = choice.progress ? `${choice.quantity.label} on the way` : `${choice.quantity.label} at the end against ${choice.x.name}`;
     const over = choice.progress ? "" : this.shown.some(group => group.rows.length > 1) ? `; medians over ${rows.length.toLocaleString("en")} ${noun}` : `; ${rows.length.toLocaleString("en")} ${noun}`;
-    return `${what[0].toUpperCase()}${what.slice(1)}${by}${choice.progress ? `; ${rows.length.toLocaleString("en")} ${noun}` : over}.`;
+    const meaning = choice.quantity.meaning ? ` ${choice.quantity.label}: ${choice.quantity.meaning}.` : "";
+    return `${what[0].toUpperCase()}${what.slice(1)}${by}${choice.progress ? `; ${rows.length.toLocaleString("en")} ${noun}` : over}.${meaning}`;
   }
 
   // How many rows cannot be placed on the axes, each a way to them.
@@ -521,13 +532,13 @@ setUpTheme();
 setUpCopying();
 document.querySelectorAll("table.sortable").forEach(setUpTable);
 setUpPrinting();
-const explorers = document.querySelectorAll(".explore");
-const seen = new IntersectionObserver(entries => {
-  for (const entry of entries) {
-    if (!entry.isIntersecting) continue;
-    seen.unobserve(entry.target);
-    entry.target.explorer = new Explorer(entry.target);
-  }
-}, { rootMargin: "400px" });
-explorers.forEach(each => seen.observe(each));
+// Views come one after the other, so that the page answers in between; the first at once.
+const waiting = [...document.querySelectorAll(".explore")];
+function next() {
+  const element = waiting.shift();
+  if (!element) return;
+  element.explorer = new Explorer(element);
+  setTimeout(next, 50);
+}
+next();
 document.documentElement.classList.add("ready");

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,10 @@ from bwdln.report.view import Number, View
 #: An option gets a choice of its values above the table if it has no more of them.
 CHOICES = 40
 #: What stands in the table beside the options, as far as it is recorded.
-OF_JOBS = ("relative_gap", "loss", "step", "time", "evaluations")
+OF_JOBS = ("relative_gap", "loss")
 OF_SEEDS = ("loss", "gap", "relative_gap", "rank", "step", "time")
+#: The column of claims that says whether they held.
+HELD = "held"
 #: Sorts behind every number: what is infinite, and behind it what there is not.
 INFINITE, NOTHING = 1e306, 1e307
 
@@ -53,7 +55,9 @@ def rows(section: Section, key: str, base: Path) -> Markup | None:
         for row in order
     ]
     caption = f"{len(order):,} {heading(section).lower()}; a column's heading sorts by it"
-    return _table([column.name for column in columns], body, caption, [c.order is not None for c in columns], columns)
+    return _table(
+        [column.name for column in columns], body, caption, [c.order is not None for c in columns], columns
+    )
 
 
 def _class(seen: View, row: int) -> str | None:
@@ -63,16 +67,23 @@ def _class(seen: View, row: int) -> str | None:
 
 
 def _columns(seen: View, section: Section, base: Path) -> list[Column]:
-    names = [seen.objective, *(OF_JOBS if seen.noun == "job" else OF_SEEDS)]
+    names = [seen.objective, *OF_JOBS, seen.curves.clock] if seen.noun == "job" else OF_SEEDS
     recorded = {each.name: each for each in seen.quantities}
     measures = [recorded[name] for name in dict.fromkeys(names) if name in recorded]
-    if seen.noun == "seed":
-        measures = [recorded[name] for name in OF_SEEDS if name in recorded]
-    first = Column(seen.noun, [_number(seen, section, row, base) for row in range(len(seen.numbers))],
-                   [float(each) for each in seen.numbers], [])
+    first = Column(
+        seen.noun,
+        [_number(seen, section, row, base) for row in range(len(seen.numbers))],
+        [float(each) for each in seen.numbers],
+        [],
+    )
     options = [_option(name, column) for name, column in seen.options.items()]
     numbers = [
-        Column(each.name.replace("_", " "), [shown(v, each.name) for v in each.values], [_place(v) for v in each.values], [])
+        Column(
+            each.name.replace("_", " "),
+            [shown(v, each.name) for v in each.values],
+            [_place(v) for v in each.values],
+            [],
+        )
         for each in measures
     ]
     return [first, *options, *numbers, _outcome(seen)]
@@ -81,7 +92,11 @@ def _columns(seen: View, section: Section, base: Path) -> list[Column]:
 def _number(seen: View, section: Section, row: int, base: Path) -> Markup | str:
     number = seen.numbers[row]
     folder = section.folders.get(number)
-    said = str(number) if folder is None else element("a", str(number), href=address(folder, base), title="Open its folder")
+    said = (
+        str(number)
+        if folder is None
+        else element("a", str(number), href=address(folder, base), title="Open its folder")
+    )
     best = element("span", "best", class_="badge") if row == seen.best else None
     return join([said, " ", best]) if best else said
 
@@ -122,17 +137,31 @@ def _place(value: Number) -> float:
     return max(min(value, INFINITE), -INFINITE)
 
 
-def findings(section: Section, key: str) -> Markup | None:
-    """The table and the sentences of a study."""
+def findings(section: Section, places: Mapping[str, str]) -> Markup | None:
+    """The table and the sentences of a study; `places`: of folders that are named in its first column, the sections."""
     found = section.findings
     if found is None:
         return None
-    body = [element("tr", *(element("td", cell) for cell in row)) for row in found.rows]
+    held = found.columns.index(HELD) if found.kind == "claims" and HELD in found.columns else None
+    body = [
+        element(
+            "tr",
+            *(element("td", _linked(cell, places) if place == 0 else cell) for place, cell in enumerate(row)),
+            class_="failed" if held is not None and row[held] == "no" else None,
+        )
+        for row in found.rows
+    ]
     numeric = [all(_is_number(row[place]) for row in found.rows) for place in range(len(found.columns))]
     table = _table(found.columns, body, f"Findings: {found.title}", numeric, []) if found.rows else None
-    notes = element("ul", *(element("li", note) for note in found.notes), class_="notes") if found.notes else None
+    notes = (
+        element("ul", *(element("li", note) for note in found.notes), class_="notes") if found.notes else None
+    )
     title = element("p", found.title, class_="lead") if section.kind == "sweep" else None
     return join([title, table, notes])
+
+
+def _linked(cell: str, places: Mapping[str, str]) -> Markup | str:
+    return element("a", cell, href=f"#{places[cell]}") if cell in places else cell
 
 
 def _is_number(cell: str) -> bool:
@@ -150,19 +179,34 @@ def _cell(column: Column, row: int) -> Markup:
 
 
 def _table(
-    names: Sequence[str], body: Sequence[Markup], caption: str, numeric: Sequence[bool], columns: Sequence[Column]
+    names: Sequence[str],
+    body: Sequence[Markup],
+    caption: str,
+    numeric: Sequence[bool],
+    columns: Sequence[Column],
 ) -> Markup:
     """A table in a box that scrolls by itself, with what filters it above."""
     heads = [
-        element("th", name, scope="col", class_="number" if is_number else None, data_type="num" if is_number else None)
+        element(
+            "th",
+            name,
+            scope="col",
+            class_="number" if is_number else None,
+            data_type="num" if is_number else None,
+        )
         for name, is_number in zip(names, numeric, strict=True)
     ]
     filters = [
         element(
             "label",
             element("span", column.name),
-            element("select", element("option", "all", value=""), *(element("option", each) for each in column.choices),
-                    data_column=str(place), autocomplete="off"),
+            element(
+                "select",
+                element("option", "all", value=""),
+                *(element("option", each) for each in column.choices),
+                data_column=str(place),
+                autocomplete="off",
+            ),
         )
         for place, column in enumerate(columns)
         if column.choices
@@ -175,5 +219,9 @@ def _table(
         element("tbody", "\n", join(body, "\n")),
         class_="sortable long" if len(body) > 25 else "sortable",
     )
-    return element("div", element("form", *filters, class_="filters") if filters else None,
-                   element("div", table, class_="scroll"), class_="table-box")
+    return element(
+        "div",
+        element("form", *filters, class_="filters") if filters else None,
+        element("div", table, class_="scroll"),
+        class_="table-box",
+    )

@@ -37,11 +37,11 @@ class Axis(NamedTuple):
 
 
 class Quantity(NamedTuple):
-    """A number of each row, in four digits."""
+    """A number of each row, in four digits; `meaning` says what it is, and in which unit."""
 
     name: str
     label: str
-    unit: str
+    meaning: str
     values: list[Number]
 
 
@@ -159,7 +159,7 @@ def _sweep_quantities(dataset: xarray.Dataset) -> list[Quantity]:
         for name, variable in dataset.data_vars.items()
         if variable.dims == ("config",) and variable.dtype.kind in "if" and name not in NOT_MEASURED
     ]
-    share = Quantity("diverged_share", "share of the seeds that diverged", "1", numbers(lost))
+    share = Quantity("diverged_share", "share diverged", "share of the seeds that diverged", numbers(lost))
     return [*recorded, *single, share]
 
 
@@ -176,7 +176,11 @@ def _sweep_curves(dataset: xarray.Dataset, failed: int) -> Curves:
     along, which = _shared([axis for axis, _ in curves])
     values = [points if any(each is not None for each in points) else None for _, points in curves]
     return Curves(
-        found.clock, found.logarithmic, along, [*which, *[None] * failed], {"relative_gap": [*values, *[None] * failed]}
+        found.clock,
+        found.logarithmic,
+        along,
+        [*which, *[None] * failed],
+        {"relative_gap": [*values, *[None] * failed]},
     )
 
 
@@ -246,15 +250,15 @@ def _shared(lists: Sequence[list[float]]) -> tuple[list[list[float]], list[int |
 
 def _quantity(name: str, variable: xarray.DataArray, values: np.ndarray) -> Quantity:
     known = VARIABLES.get(name)
-    label = str(variable.attrs.get("long_name", name.replace("_", " ")))
+    meaning = str(variable.attrs.get("long_name", ""))
     unit = known.units if known is not None else str(variable.attrs.get("units", "1"))
-    return Quantity(name, label, unit, numbers(values))
+    return Quantity(
+        name, name.replace("_", " "), meaning + (f" ({unit})" if unit != "1" else ""), numbers(values)
+    )
 
 
 def _padded(quantities: Iterable[Quantity], count: int) -> list[Quantity]:
-    return [
-        each._replace(values=[*each.values, *[None] * (count - len(each.values))]) for each in quantities
-    ]
+    return [each._replace(values=[*each.values, *[None] * (count - len(each.values))]) for each in quantities]
 
 
 def numbers(values: np.ndarray) -> list[Number]:
