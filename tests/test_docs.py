@@ -66,11 +66,16 @@ def quoted(cell: str) -> list[str]:
 
 EXAMPLES = [block for block in blocks(README) if block.language == "python" and block.file is None]
 FILES = [block for block in blocks(README) if block.file is not None]
-COMMANDS = [
-    shlex.split(line, comments=True)[3:]
-    for block in blocks(README)
+SHELL = [
+    line
+    for document in ("README.md", "docs/index.md", "docs/gallery.md")
+    for block in blocks((ROOT / document).read_text(encoding="utf-8"))
     if block.language == "bash"
     for line in block.text.splitlines()
+]
+COMMANDS = [
+    shlex.split(line, comments=True)[3:]
+    for line in dict.fromkeys(SHELL)
     if line.startswith("python -m experiments.train")
 ]
 
@@ -89,7 +94,7 @@ def test_example_with_plugins_reaches_the_optimum_it_claims(tmp_path: Path) -> N
         path = tmp_path / block.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text, encoding="utf-8")
-    (arguments,) = [each for each in COMMANDS if "--config-dir" in each]
+    (arguments,) = [each for each in COMMANDS if "target=two_levels" in each]
     command = [sys.executable, "-m", "experiments.train", *arguments, "hydra.run.dir=out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -103,7 +108,7 @@ def test_example_with_plugins_reaches_the_optimum_it_claims(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "line", [line for block in blocks(README) for line in block.text.splitlines() if ".landscape" in line]
+    "line", dict.fromkeys(line for line in SHELL if line.startswith("python -m experiments.landscape"))
 )
 def test_landscape_command_is_valid(line: str) -> None:
     given = shlex.split(line, comments=True)[3:]
@@ -134,8 +139,9 @@ def test_command_is_valid(arguments: list[str], tmp_path: Path, monkeypatch: pyt
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for name in re.findall(r"\bmake ([a-z]+)", README):
-        assert f"\n{name}:" in makefile
+    for document in DOCUMENTS:
+        for name in re.findall(r"[`\n]make ([a-z]+)", (ROOT / document).read_text(encoding="utf-8")):
+            assert f"\n{name}:" in makefile, name
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -179,14 +185,24 @@ def test_variables_of_a_result_are_all_described() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
-    text = path.read_text(encoding="utf-8")
-    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", each).strip().lower().replace(" ", "-") for each in headings}
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        if link.startswith("#"):
-            assert link[1:] in anchors, link
-        elif "://" not in link:
-            assert (path.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" not in link:
+            name, _, anchor = link.partition("#")
+            other = path.parent / name if name else path
+            assert other.exists(), link
+            assert not anchor or anchor in anchors(other), link
+
+
+def anchors(path: Path) -> set[str]:
+    """What links may lead to in a document."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each).strip().lower().replace(" ", "-") for each in headings}
+
+
+def test_gallery_shows_every_image() -> None:
+    gallery = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    shown = {ROOT / "docs" / path for path in re.findall(r"!\[[^]]+\]\(([^)]+)\)", gallery)}
+    assert shown == set((ROOT / "docs" / "images").glob("*"))
 
 
 def test_theory_has_the_sections_that_docstrings_cite() -> None:

@@ -50,10 +50,11 @@ def test_tutorial_prints_what_it_says(tmp_path: Path) -> None:
             assert not unlike(block.text, printed), f"{unlike(block.text, printed)} in\n{printed}"
             compared += 1
         else:
-            program = f"python -c {shlex.quote(block.text)}"
-            printed = ""
-            for line in block.text.splitlines() if block.language == "bash" else [program]:
-                printed += output(line, tmp_path, environment)
+            bash = block.language == "bash"
+            program = block.text.replace("\\\n", "") if bash else f"python -c {shlex.quote(block.text)}"
+            printed = "".join(
+                output(line, tmp_path, environment) for line in (program.splitlines() if bash else [program])
+            )
     assert compared >= 6
     assert results.load(tmp_path / "outputs" / "my_loss").config.loss.name == "log_likelihood"
 

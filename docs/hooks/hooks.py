@@ -52,6 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     made = reference.pages(ROOT) | {"options.md": options.page(ROOT)}
     for source, name in OUTSIDE.items():
         made[name] = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
+    made["guide.md"] = made["guide.md"].replace("# bwdln", "# Guide", 1)
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     files.append(File.generated(config, "fonts/mathematics.woff", content=math_font()))
