@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def make(paths: Sequence[Path], output: Path | None = None) -> Path:
     """Write the page of the results in those folders; returns its path.
 
-    `output`: where; None: `report.html` in the first folder. A page that is there is replaced, at once or not at
-    all. Raises `InvalidOption`, with nothing written, for a folder without results, for what is damaged, not
-    ours, or newer than this version, and where the page cannot be written.
+    `output`: where; None: `report.html` in the first folder. A page that is there is replaced, at once or not
+    at all. Raises `InvalidOption`, with nothing written, for a folder without results, for what is damaged,
+    not ours, or newer than this version, and where the page cannot be written.
     """
     from bwdln.report import page, reading  # which load JAX
 

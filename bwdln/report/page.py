@@ -1,6 +1,6 @@
 """The page: one HTML file that holds all it shows and loads nothing.
 
-A policy in its head forbids every request, and every script but those that are written here, by their digests.
+A policy in its head forbids every request, and every script but those written here, by their digests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures that lie beside a result: what each shows in words, and its picture, small enough to be embedded."""
+"""Figures that lie beside a result: what each shows in words, and its picture, small enough to embed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a page shows, read from the folders that runs, sweeps and studies leave behind; nothing is written here."""
+"""What a page shows, read from the folders that runs, sweeps and studies leave behind."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def _place(value: Number) -> float:
 
 
 def findings(section: Section, places: Mapping[str, str]) -> Markup | None:
-    """The table and the sentences of a study; `places`: of folders that are named in its first column, the sections."""
+    """The table and the sentences of a study; `places`: the sections of folders that it names first."""
     found = section.findings
     if found is None:
         return None

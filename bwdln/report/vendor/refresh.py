@@ -1,7 +1,7 @@
 """Fetch the libraries of the page anew: `python bwdln/report/vendor/refresh.py [NAME=VERSION …]`.
 
-Run by hand, from anywhere, where npm is installed; the page itself never needs a network. Without arguments it
-fetches the versions that `versions.json` names and so checks what lies here; `vega=6.4.0` changes one.
+Run by hand, from anywhere, where npm is installed; the page itself never needs a network. Without arguments
+it fetches the versions that `versions.json` names and so checks what lies here; `vega=6.4.0` changes one.
 """
 
 from __future__ import annotations
