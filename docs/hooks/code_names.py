@@ -82,6 +82,9 @@ class Names:
             found = self.find(f"{where}.{name}") if where else None
             if found:
                 return found
+        named = [place for place in self.members if place.rpartition(".")[2] == first]
+        if len(named) == 1:  # a class that has its name alone needs no module
+            return self.find(f"{named[0]}.{rest}".rstrip("."))
         return self.find(name)
 
     def foreign(self, name: str, scope: Scope) -> str | None:
