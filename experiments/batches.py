@@ -57,7 +57,7 @@ class Batches:
 
         Raises `InvalidOption` for what concerns the whole sweep, such as a folder that is in use.
         """
-        from bwdln import analysis, sweep
+        from bwdln import analysis, studies, sweep
         from bwdln.collection import Collection
         from bwdln.store import Store
         from experiments import display
@@ -66,6 +66,7 @@ class Batches:
         takes = "false with this sweeper, which chooses its jobs as it goes"
         check(not self._options().dry_run, "sweep.dry_run", True, takes)
         analysis.check_objective(self._output().objective)
+        studies.check_sweep_study(self._options().study)
         self._folder = folder
         self._collection = self._collection or Collection(self._swept)
         store = Store(folder / "store")
@@ -118,6 +119,8 @@ class Batches:
                 written += [("table", path) for path in findings.tables]
                 drawn += findings.figures
         print(f"{self._came()}, {len(self._failed):,} failed")
+        if output.report != "never" and self._ended:
+            written += train.make_page(folder)
         for line in train.ending(folder, written, drawn, time.perf_counter() - self._began):
             print(line)
 

@@ -47,7 +47,7 @@ INTERRUPTED = 130
 
 
 #: Options that change nothing in a result.
-NOT_OF_THE_RESULT = ("sweep", "figures", "objective")
+NOT_OF_THE_RESULT = ("sweep", "figures", "report", "objective")
 #: Holds the name of the folder of a sweep, once it is known, for the jobs that it starts.
 SWEEP_FOLDER = "BWDLN_SWEEP_FOLDER"
 

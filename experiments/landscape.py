@@ -38,7 +38,7 @@ def look(config: Landscape, folder: Path) -> float:
     train.show_findings(found)
     about = {"name": "landscape", "title": base.title(landscape.conduct)}
     base.write_findings(found, folder, kind="landscape", seconds=time.perf_counter() - began, **about)
-    tables = [("table", path) for path in found.tables]
+    tables = [*(("table", path) for path in found.tables), *train.page(config.report, folder)]
     train.report(train.ending(folder, tables, found.figures, time.perf_counter() - began))
     if found.interrupted:
         sys.exit(command_line.INTERRUPTED)

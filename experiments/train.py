@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: only the folder of this file is on the path
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bwdln.config import Config, Training
+from bwdln.config import Training
+from bwdln.errors import check
 from bwdln.interruption import Interruption
 from experiments import command_line
 from experiments.batches import Batches
@@ -43,8 +44,10 @@ def train(job: Training, folder: Path) -> float:
     # JAX: not at the start, so that --help is quick; all of it here, where Ctrl-C simply ends it.
     from bwdln import figures, simulate, studies  # noqa: F401
 
+    takes = "null without -m: it looks at a whole sweep"
+    check(job.sweep.study is None or command_line.is_sweep(), "sweep.study", job.sweep.study, takes)
     _describe(job)
-    value, interrupted = run(job, folder) if job.config.study is None else study(job.config, folder)
+    value, interrupted = run(job, folder) if job.config.study is None else study(job, folder)
     if interrupted:
         sys.exit(command_line.INTERRUPTED)
     return _finite(value)
@@ -67,7 +70,8 @@ def run(job: Training, folder: Path) -> tuple[float, bool]:
     summarize(result)
     auto = job.output.figures == "auto" and not command_line.is_sweep()
     drawn = figures.save_all(result, folder) if auto or job.output.figures == "always" else []
-    report(ending(folder, [("result", path)], drawn, time.perf_counter() - began))
+    written = [("result", path), *page(job.output.report, folder)]
+    report(ending(folder, written, drawn, time.perf_counter() - began))
     return analysis.objective(result, job.output.objective), interrupted
 
 
@@ -96,21 +100,41 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else sys.float_info.max
 
 
-def study(config: Config, folder: Path) -> tuple[float, bool]:
+def study(job: Training, folder: Path) -> tuple[float, bool]:
     """A study of several runs: its score, and whether it was interrupted."""
     from bwdln import studies
     from experiments import display
 
     began = time.perf_counter()
     with display.progress() as on_progress:
-        found = studies.conduct(config, folder, on_progress)
+        found = studies.conduct(job.config, folder, on_progress)
     show_findings(found)
-    assert config.study is not None
-    about = {"name": config.study.name, "title": studies.base.title(studies.STUDIES[config.study.name])}
+    assert job.config.study is not None
+    name = job.config.study.name
+    about = {"name": name, "title": studies.base.title(studies.STUDIES[name])}
     studies.write_findings(found, folder, kind="study", seconds=time.perf_counter() - began, **about)
     paths = [*(("result", path) for path in found.results), *(("table", path) for path in found.tables)]
+    paths += page(job.output.report, folder)
     report(ending(folder, paths, found.figures, time.perf_counter() - began))
     return found.score, found.interrupted
+
+
+def page(choice: str, folder: Path) -> list[tuple[str, Path]]:
+    """Make the page of a folder, for the last lines; jobs of a sweep have none of their own."""
+    return [] if choice == "never" or command_line.is_sweep() else make_page(folder)
+
+
+def make_page(folder: Path) -> list[tuple[str, Path]]:
+    """Make the page of a folder; whatever is wrong with it is said in one line, and loses nothing else."""
+    from bwdln import report as pages
+
+    try:
+        return [("report", pages.make([folder]))]
+    except Exception as error:
+        line = f"warning: no report was made: {command_line.said(error)}"
+        log.info("%s", line)
+        print(line, file=sys.stderr)
+        return []
 
 
 def show_findings(found: Findings) -> None:

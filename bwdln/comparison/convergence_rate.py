@@ -29,6 +29,9 @@ LATE_ABOVE, LATE_BELOW = 1e-13, 1e-9
 #: falls at the smallest rate, up to the same share.
 SAME, MOST = 0.02, 0.9
 
+#: A power of time is fitted from this share of the flow time on.
+LAST = 1 / 3
+
 #: The losses whose rates theory knows.
 LOSSES = ("bures_wasserstein", "frobenius")
 
@@ -41,8 +44,8 @@ class Points(NamedTuple):
     `limit`: that of the rate −d ln gap / dt = ‖∇L^N‖² / gap, extrapolated from between the relative gaps
     `LATE_ABOVE` and `LATE_BELOW`; `predicted`: the same in closed form. `slow`: the smallest share of the gap
     in the window that falls at the smallest rate (up to `SAME`). `sharp`, `paper`: promised by the
-    certificates from the start of the run. `asymptotic`: whether the window is (`SAME`, `MOST`). `failure`:
-    why there is no rate, or "".
+    certificates from the start of the run. `asymptotic`: whether the window is (`SAME`, `MOST`). `power`:
+    without a margin, p of a gap that ends up falling like t^(−p). `failure`: why there is no rate, or "".
     """
 
     job: Int[Array, "points"]
@@ -62,6 +65,7 @@ class Points(NamedTuple):
     sharp: Float[Array, "points"]
     paper: Float[Array, "points"]
     asymptotic: Bool[Array, "points"]
+    power: Float[Array, "points"]
     failure: Shaped[Array, "points"]
 
     def where(self, chosen: Bool[Array, "points"]) -> Points:
@@ -114,6 +118,7 @@ class _Point(NamedTuple):
     sharp: float
     paper: float
     asymptotic: bool
+    power: float
     failure: str
 
 
@@ -231,6 +236,7 @@ def _point(
         slow=slow,
         sharp=sharp,
         paper=paper,
+        power=np.nan if margin or lost else _power(series),
         asymptotic=bool(margin and abs(rate / limit - 1) <= SAME and slow >= MOST),
         failure="diverged" if lost else "" if np.isfinite(rate) else _why_not(time, gap),
     )
@@ -252,6 +258,14 @@ def _limit(series: Mapping[str, Float[Array, "records ..."]]) -> float:
     # A sequence that hardly bends, or bends away, is at its limit up to noise.
     settled = abs(bend) <= 1e-4 * last or abs(last - middle) >= abs(middle - first)
     return float(last if settled else last - (last - middle) ** 2 / bend)
+
+
+def _power(series: Mapping[str, Float[Array, "records ..."]]) -> float:
+    """p of a gap that ends up like (t + t₀)^(−p): one over its rate is (t + t₀) / p."""
+    time = series["time"]
+    last = np.append(True, np.diff(time) > 0) & (time > LAST * np.nanmax(time))
+    slope = line(time[last], series["gap"][last] / series["gradient_norm"][last] ** 2).slope
+    return 1 / slope if slope > 0 else np.nan
 
 
 def _slow(theory: _Theory, series: Mapping[str, Float[Array, "records ..."]]) -> float:

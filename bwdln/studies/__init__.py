@@ -11,6 +11,7 @@ from bwdln.studies.base import STUDIES as STUDIES
 from bwdln.studies.base import SWEEP_STUDIES as SWEEP_STUDIES
 from bwdln.studies.base import Claim as Claim
 from bwdln.studies.base import Findings as Findings
+from bwdln.studies.base import check_sweep_study as check_sweep_study
 from bwdln.studies.base import conduct as conduct
 from bwdln.studies.base import conduct_on_sweep as conduct_on_sweep
 from bwdln.studies.base import write_findings as write_findings

@@ -78,6 +78,12 @@ def conduct(config: Config, folder: str | Path, on_progress: OnProgress | None =
     return findings
 
 
+def check_sweep_study(name: str | None) -> None:
+    """Raise `InvalidOption` unless that is the name of a study of sweeps, or None."""
+    known = name is None or name in SWEEP_STUDIES
+    check(known, "sweep.study", name, f"null or one of {', '.join(sorted(SWEEP_STUDIES))}")
+
+
 def conduct_on_sweep(
     name: str, dataset: Dataset, configs: Mapping[int, Config], folder: str | Path
 ) -> Findings:
@@ -85,6 +91,7 @@ def conduct_on_sweep(
 
     Raises `InvalidOption` for a name that is not registered, and where there is nothing to find.
     """
+    check_sweep_study(name)
     findings: Findings = SWEEP_STUDIES[name](dataset, configs, Path(folder))
     return findings
 

@@ -33,6 +33,8 @@ COLUMNS = (
 
 #: How far fitted rates may be from the closed form where their window is asymptotic.
 AGREES = 0.03
+#: How far exponents of a power of time may be from their limit by the end of the runs.
+POWER = 0.1
 #: In as many of the runs their limits have to be.
 MOST = 0.99
 
@@ -201,6 +203,13 @@ def claims(groups: Sequence[Group]) -> list[Claim]:
             measured = f"{ratio.min():.3g} to {ratio.max():.3g} times as fast, {ratio.size:,} runs"
             held = bool(ratio.min() >= 1 - AGREES)
             said.append(Claim(statement, source, "at least 1 times as fast", measured, held))
+    below = ~every.margin & (every.depth > 1) & np.isfinite(every.power)
+    if below.any():
+        ratio = every.power[below] * (every.depth[below] - 1) / every.depth[below]
+        statement = "modes below τ decay by a power of time, t^(−N/(N−1)) at N ≥ 2"
+        measured = f"exponents {ratio.min():.3f} to {ratio.max():.3f} times that, {ratio.size} runs"
+        held = bool(np.abs(ratio - 1).max() <= POWER)
+        said.append(Claim(statement, "§6", f"equal, within {POWER:.0%} by then", measured, held))
     return said
 
 
