@@ -143,7 +143,7 @@ def test_findings_name_every_file(conducted, found):
     folder, findings = conducted
     assert findings.results == [folder / f"depth_{depth:g}" / "result.nc" for depth in DEPTHS]
     assert findings.tables == [folder / "certificate_tightness.csv"]
-    stems = [f"{name}.{kind}" for name in ("certificates", "rates") for kind in ("pdf", "png")]
+    stems = [f"{name}.{kind}" for name in ("certificates", "rates") for kind in ("pdf", "png", "data.csv")]
     assert [path.name for path in findings.figures] == stems
     written = {path for path in folder.rglob("*") if path.is_file()}
     assert written == {*findings.results, *findings.tables, *findings.figures}

@@ -300,7 +300,7 @@ def test_everything_is_written_and_said(conducted):
     drawn = ["curvature", f"paths_{BW}", f"paths_{FROBENIUS}", "blow_up"]
     assert [each.name for each in found.tables] == [f"{name}.csv" for name in tables]
     assert [each.name for each in found.figures] == [
-        f"{name}.{kind}" for name in drawn for kind in ("pdf", "png")
+        f"{name}.{kind}" for name in drawn for kind in ("pdf", "png", "data.csv")
     ]
     assert set(folder.iterdir()) == {*found.tables, *found.figures}
     assert {len(row) for row in found.rows} == {len(found.columns)}

@@ -138,7 +138,7 @@ def test_findings_name_every_file_and_say_what_holds(conducted, found):
     runs = ["flow", *(f"{name}{kind}" for name in NAMES for kind in ("", "_rotated"))]
     assert findings.results == [folder / name / "result.nc" for name in runs]
     assert findings.tables == [folder / "optimizers.csv"]
-    stems = [f"{name}.{kind}" for name in ("gap", "rank", "deviation") for kind in ("pdf", "png")]
+    stems = [f"{name}.{kind}" for name in ("gap", "rank", "deviation") for kind in ("pdf", "png", "data.csv")]
     assert [path.name for path in findings.figures] == stems
     written = {path for path in folder.rglob("*") if path.is_file()}
     assert written == {*findings.results, *findings.tables, *findings.figures}

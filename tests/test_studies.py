@@ -90,7 +90,7 @@ def test_findings_name_every_file_and_say_the_orders(conducted, compared):
     names = ["flow", *(f"step_size_{size:g}" for size in SIZES)]
     assert found.results == [folder / name / "result.nc" for name in names]
     assert found.tables == [folder / "descent_to_flow.csv"]
-    stems = [f"{name}.{kind}" for name in ("gap", "distance", "imbalance") for kind in ("pdf", "png")]
+    stems = [f"{name}.{kind}" for name in ("gap", "distance", "imbalance") for kind in ("pdf", "png", "data.csv")]
     assert [path.name for path in found.figures] == stems
     written = {path for path in folder.rglob("*") if path.is_file()}
     assert written == {*found.results, *found.tables, *found.figures}
