@@ -123,6 +123,7 @@ class Landscape:
     points: int | None = host(100)
     paths: int = host(12)
     plugins: tuple[str, ...] = host(())
+    report: Literal["auto", "never"] = host("auto")
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
@@ -166,9 +167,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Output:
-    """What a command makes of a result: its figures, and the number that a sweeper optimizes."""
+    """What a command makes of a result: its figures, its page, and the number that a sweeper optimizes."""
 
     figures: Literal["auto", "always", "never"] = host("auto")
+    report: Literal["auto", "never"] = host("auto")
     objective: str = host("relative_gap")
 
 

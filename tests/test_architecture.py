@@ -25,7 +25,7 @@ LAYERS = (
     {"initializations"},
     {"losses"},
     {"dynamics", "diagnostics", "theory"},
-    {"results", "analysis", "collection", "comparison", "figures"},
+    {"results", "analysis", "collection", "comparison", "figures", "report"},
     {"store"},
     {"certification", "program", "record_points"},
     {"lanes"},
@@ -45,6 +45,7 @@ ONLY = {
     "collection": {"results"},
     "comparison": {"analysis", "fits", "results", "theory"},
     "figures": {"analysis", "comparison", "fits", "results", "theory"},
+    "report": {"analysis", "results"},
 }
 #: Who may read the configuration.
 CONFIG_READERS = {
@@ -68,6 +69,7 @@ LIBRARIES = {
     "omegaconf": {"experiments", "launcher"},
     "hydra_plugins": set(),
     "matplotlib": {"figures"},
+    "PIL": {"report"},
     "xarray": {"results", "analysis", "collection", "simulate"},
     "netCDF4": {"results"},
     "sklearn": {"data"},
@@ -143,7 +145,7 @@ def allowed(part: str, other: str) -> bool:
         return other in BASE | ONLY[part]
     if other == "config":
         return part in CONFIG_READERS
-    if other in ("analysis", "collection", "comparison", "figures"):
+    if other in ("analysis", "collection", "comparison", "figures", "report"):
         return part in FIGURE_READERS
     return LEVEL[other] < LEVEL.get(part, 0)
 
@@ -182,6 +184,8 @@ def test_every_module_is_checked() -> None:
         ("bwdln/comparison/one.py", "from bwdln.simulate import run"),
         ("bwdln/figures/run.py", "from bwdln.studies import descent_to_flow"),
         ("bwdln/figures/run.py", "from bwdln.config import Config"),
+        ("bwdln/report/page.py", "from bwdln.figures import save_all"),
+        ("bwdln/report/page.py", "import matplotlib"),
         ("bwdln/simulate.py", "from bwdln.comparison import descent_to_flow"),
         ("bwdln/simulate.py", "from bwdln.studies import conduct"),
         ("bwdln/studies/base.py", "from matplotlib.figure import Figure"),

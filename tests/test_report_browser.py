@@ -18,8 +18,6 @@ import sweeps
 
 from bwdln import report
 
-playwright = pytest.importorskip("playwright.sync_api")
-
 CHROMIUM = (
     os.environ.get("BWDLN_CHROMIUM")
     or shutil.which("chromium")
@@ -27,6 +25,10 @@ CHROMIUM = (
     or shutil.which("google-chrome")
 )
 REQUIRED = os.environ.get("BWDLN_REQUIRE_BROWSER") == "1"
+if REQUIRED:
+    from playwright import sync_api as playwright
+else:
+    playwright = pytest.importorskip("playwright.sync_api")
 if CHROMIUM is None and not REQUIRED:
     pytest.skip("there is no Chromium; name one by BWDLN_CHROMIUM", allow_module_level=True)
 

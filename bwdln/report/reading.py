@@ -26,7 +26,7 @@ FINDINGS = "findings.json"
 #: What makes a folder one that a page can show.
 FILES = ("sweep.nc", "result.nc", FINDINGS)
 #: Folders are looked for so far below the one that is given.
-DEEPEST = 2
+DEEPEST = 3
 #: The modules that Hydra's jobs of these names are.
 MODULES = {"train": "experiments.train", "landscape": "experiments.landscape"}
 

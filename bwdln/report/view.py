@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import xarray
 
 from bwdln import analysis
+from bwdln.analysis import Dataset
 from bwdln.results import VARIABLES, Result
 
 #: A curve on the way keeps at most so many records.
@@ -84,7 +84,7 @@ class View(NamedTuple):
 # --- of a sweep -----------------------------------------------------------------------------------
 
 
-def of_sweep(dataset: xarray.Dataset, typed: Mapping[int, Mapping[str, str]]) -> View:
+def of_sweep(dataset: Dataset, typed: Mapping[int, Mapping[str, str]]) -> View:
     """The jobs of a sweep; `typed` has the options of those that failed, as texts, where they are known."""
     objective = str(dataset.attrs.get("objective", "relative_gap"))
     objective = objective if objective in dataset else "relative_gap"
@@ -111,7 +111,7 @@ def of_sweep(dataset: xarray.Dataset, typed: Mapping[int, Mapping[str, str]]) ->
     )
 
 
-def failures(dataset: xarray.Dataset) -> dict[int, str]:
+def failures(dataset: Dataset) -> dict[int, str]:
     """Why jobs of a sweep have no result, by number."""
     return {int(job): str(message) for job, message in json.loads(dataset.attrs.get("failed", "{}")).items()}
 
@@ -146,7 +146,7 @@ def _axes(options: Mapping[str, Sequence[Any]], known: Mapping[str, analysis.Swe
     return sorted(axes, key=lambda each: -each.influence)
 
 
-def _sweep_quantities(dataset: xarray.Dataset) -> list[Quantity]:
+def _sweep_quantities(dataset: Dataset) -> list[Quantity]:
     """What was recorded at the end, the median over the seeds, and what a configuration has one number of."""
     recorded = [
         _quantity(name, dataset[name], _finals(dataset, name))
@@ -163,14 +163,14 @@ def _sweep_quantities(dataset: xarray.Dataset) -> list[Quantity]:
     return [*recorded, *single, share]
 
 
-def _finals(dataset: xarray.Dataset, name: str) -> np.ndarray:
+def _finals(dataset: Dataset, name: str) -> np.ndarray:
     """Final medians; NaN, not infinite, where a configuration has no such records at all."""
     median = analysis.sweep_finals(dataset, name).median
     none = np.isnan(dataset[name].transpose("config", ...).values).reshape(len(median), -1).all(axis=1)
     return np.where(none & ~analysis.sweep_diverged(dataset).any(axis=1), np.nan, median)
 
 
-def _sweep_curves(dataset: xarray.Dataset, failed: int) -> Curves:
+def _sweep_curves(dataset: Dataset, failed: int) -> Curves:
     found = analysis.sweep_curves(dataset)
     curves = [_thinned(axis, median) for axis, median in zip(found.axis, found.median, strict=True)]
     along, which = _shared([axis for axis, _ in curves])
@@ -211,7 +211,7 @@ def of_run(result: Result) -> View:
     )
 
 
-def _run_curves(dataset: xarray.Dataset, clock: str, names: Sequence[str], floor: float) -> Curves:
+def _run_curves(dataset: Dataset, clock: str, names: Sequence[str], floor: float) -> Curves:
     axes = dataset[clock].transpose("seed", "record").values.astype(float)
     values: dict[str, list[list[Number] | None]] = {}
     curves: list[tuple[list[float], list[Number]]] = []
@@ -248,7 +248,7 @@ def _shared(lists: Sequence[list[float]]) -> tuple[list[list[float]], list[int |
     return [list(each) for each in place], which
 
 
-def _quantity(name: str, variable: xarray.DataArray, values: np.ndarray) -> Quantity:
+def _quantity(name: str, variable: Any, values: np.ndarray) -> Quantity:
     known = VARIABLES.get(name)
     meaning = str(variable.attrs.get("long_name", ""))
     unit = known.units if known is not None else str(variable.attrs.get("units", "1"))
