@@ -11,11 +11,22 @@ STAMPS := $(VENV)/.installed-
 SOURCES := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: run test lint docs clean
+.PHONY: run paper test lint docs clean
 .DELETE_ON_ERROR:
 
 run: $(STAMPS)data
 	@$(BIN)/python -m experiments.train +experiment=digits
+
+# Every figure and table of the paper, and a table of claims; what is there already is not computed again.
+PAPER := outputs/paper
+STUDIES := certificate_tightness,descent_to_flow,digits,faces,optimizers,rank_deficient_rate,saddle_to_saddle,step_size
+paper: $(STAMPS)data
+	@$(BIN)/python -m experiments.train -m +experiment=paper_convergence report=never hydra.sweep.dir=$(PAPER)/convergence
+	@$(BIN)/python -m experiments.train -m +experiment=$(STUDIES) report=never \
+		hydra.sweep.dir=$(PAPER)/studies 'hydra.sweep.subdir=$${hydra.runtime.choices.experiment}'
+	@test -e $(PAPER)/hessians/findings.json || \
+		$(BIN)/python -m experiments.landscape +experiment=paper_hessians report=never hydra.run.dir=$(PAPER)/hessians
+	@$(BIN)/python -m experiments.report $(PAPER) --claims
 
 test: $(STAMPS)test
 	@$(BIN)/python -m pytest -q $(TESTS)
@@ -25,8 +36,9 @@ lint: $(STAMPS)dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# Not --quiet: MkDocs would not count the warnings that it does not say.
 docs: $(STAMPS)docs
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site is in site/: open site/index.html, or python -m http.server -d site for its search, too"
 
 clean:

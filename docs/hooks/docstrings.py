@@ -72,7 +72,8 @@ class Links(Extension):
             return f"[{found[0]}][{place}]" if place in self.shown and place not in near else found[0]
 
         def section(found: re.Match[str]) -> str:
-            return f"[{found[0]}][{self.sections[found[1]]}]"
+            anchor = self.sections.get(found[1], "no such section")
+            return f"[{found[0]}][{anchor}]"
 
         return re.sub(r"§(\d+)", section, NAME.sub(link, text))
 
