@@ -86,7 +86,7 @@ class Overview(NamedTuple):
 class Paths(NamedTuple):
     """The loss along the straight paths from critical points to the minimizer.
 
-    `height` of a place t is (L(t) − L*) / (L(0) − L*), with L* the minimum and L(0) the loss of the
+    `height` of a place t is (L(t) − L⋆) / (L(0) − L⋆), with L⋆ the minimum and L(0) the loss of the
     generator 0. `function_space` and `parameter_space` are its spread over the targets, arrays of shape
     (starts, places); `rises` says for each space, target and start whether the path climbs above it.
     `targets`: how many have all of these points.
