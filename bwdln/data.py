@@ -19,6 +19,7 @@ from bwdln.errors import InvalidOption, check, check_one_of
 from bwdln.registry import Choice, Registry
 from bwdln.types import Array, PRNGKey
 
+#: Name -> function (*, options) -> Samples, or None where a target is no samples.
 SAMPLES = Registry("target")
 
 Photograph: TypeAlias = Literal["brick", "camera", "coins", "grass", "gravel", "moon", "page", "text"]

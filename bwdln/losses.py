@@ -29,6 +29,7 @@ from bwdln.registry import Registry
 from bwdln.targets import Target
 from bwdln.types import Array, Covariance, EndToEnd, Scalar, Spectrum, Weights
 
+#: Name -> function (*, options) -> Loss.
 LOSSES = Registry("loss")
 
 

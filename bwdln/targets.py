@@ -23,6 +23,7 @@ from bwdln.linalg import RANK_THRESHOLD, safe_sqrt
 from bwdln.registry import Registry
 from bwdln.types import Array, Basis, Covariance, PRNGKey, Scalar, Spectrum
 
+#: Name -> function (*, options) -> Target.
 TARGETS = Registry("target")
 
 Reading: TypeAlias = Literal["eigenvalues", "singular_values"]

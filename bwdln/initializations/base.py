@@ -19,6 +19,7 @@ from bwdln.networks import SCAN_FROM, bottleneck
 from bwdln.registry import Choice, Registry
 from bwdln.types import Array, EndToEnd, PRNGKey, Scalar, Weights, Widths
 
+#: Name -> function (key, widths, target, *, options) -> Weights.
 STARTS = Registry("initialization")
 
 #: Draws a matrix of the given numbers of rows and columns: fan-out and fan-in of a layer.

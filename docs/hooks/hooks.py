@@ -11,6 +11,7 @@ from typing import Any
 
 import options
 import reference
+from code_names import PACKAGE, Names, Scope
 from fontTools import subset
 from math_core import LatexError, LatexToMathML
 from mkdocs.config.defaults import MkDocsConfig
@@ -19,8 +20,11 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+NAMES = Names(ROOT)
 #: Pages that lie outside docs/ -> their name on the site.
 OUTSIDE = {"README.md": "guide.md", "CHANGELOG.md": "changelog.md"}
+#: A fenced block, or a dotted name in single backticks that is no link yet.
+NAME = re.compile(r"^```.*?^```|(?<![`\[\w])`(\w+(?:\.\w+)+)`(?![`\w\]])", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 #: A power of a large bracket, written as that of its closing sign alone, which Chromium sets too low; no
@@ -65,7 +69,15 @@ def on_page_markdown(markdown: str, *, page: Page, **kwargs: Any) -> str:
         markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(source)}(#[\w-]+)?\)", rf"]({name}\1)", markdown)
     if not page.file.src_uri.startswith("api/"):
         page.meta.setdefault("hide", ["navigation"])
+        markdown = NAME.sub(linked, markdown)
     return re.sub(r"\[([^]]+)\]\((?:CITATION\.cff|LICENSE)\)", r"\1", markdown)
+
+
+def linked(found: re.Match[str]) -> str:
+    """A name of ours as a link to the reference; everything else as it is."""
+    name = found[1]
+    place = NAMES.resolve(name, Scope(PACKAGE, None, {})) if name else None
+    return f"[`{name}`][{place}]" if place else found[0]
 
 
 def on_page_content(content: str, *, page: Page, **kwargs: Any) -> str:
