@@ -214,7 +214,7 @@ def _set_up(config: Any) -> Any:
 
 def is_sweep() -> bool:
     """Whether this process runs jobs of a sweep (-m)."""
-    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+    return HydraConfig.initialized() and bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def holds_result(folder: Path) -> bool:

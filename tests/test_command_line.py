@@ -264,9 +264,10 @@ def test_a_run_prints_its_summary_and_logs_it_and_is_never_overwritten(command, 
     assert lines[0].split() == COLUMNS
     assert [line.split()[0] for line in lines[1:3]] == ["0", "1"]
     assert lines[3] == "0 of 2 seeds are within 1e-09 relative gap of the optimum"
-    assert [line.split()[0] for line in lines[-4:]] == ["time", "result", "figures", "log"]
-    assert lines[-3:] == [
+    assert [line.split()[0] for line in lines[-5:]] == ["time", "result", "report", "figures", "log"]
+    assert lines[-4:] == [
         "result   here/result.nc",
+        "report   here/report.html",
         "figures  here/{gap}.{data.csv,pdf,png}",
         "log      here/train.log",
     ]

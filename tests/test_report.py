@@ -430,6 +430,39 @@ def test_command_says_where_the_page_is(tmp_path: Path) -> None:
     assert (tmp_path / "p.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
+SMALL = ("target=power_law", "target.dimension=4", "seeds=1", "dynamics.steps=100", "hydra.run.dir=run")
+
+
+def test_a_run_ends_with_its_page(command) -> None:
+    status, output, _ = command(*SMALL)
+    assert status == 0 and "report   run/report.html" in output.splitlines()
+    assert "python -m experiments.train target=power_law" in Page(Path("run/report.html")).text
+
+
+def test_a_run_without_a_page(command) -> None:
+    status, output, _ = command(*SMALL, "report=never")
+    assert status == 0 and "report" not in output and not Path("run/report.html").exists()
+
+
+def test_a_page_that_fails_loses_nothing(command, monkeypatch) -> None:
+    def fail(paths):
+        raise RuntimeError("no\npage")
+
+    monkeypatch.setattr(report, "make", fail)
+    status, output, errors = command(*SMALL)
+    assert status == 0 and "result   run/result.nc" in output.splitlines()
+    assert "warning: no report was made: " in errors and errors.count("\n") == 1
+    assert results.load("run").outcomes == ("reached_end",)
+
+
+def test_a_sweep_has_one_page_and_its_jobs_have_none(command) -> None:
+    arguments = ("-m", *SMALL[:-1], "hydra.sweep.dir=sweep", "loss.tau=0,0.1,-1", "figures=never")
+    status, output, _ = command(*arguments)
+    assert status == 1 and "report   sweep/report.html" in output.splitlines()
+    assert [str(path) for path in Path().rglob("*.html")] == ["sweep/report.html"]
+    assert "loss.tau: got -1" in Page(Path("sweep/report.html")).text
+
+
 def test_help_needs_no_jax() -> None:
     code = "import sys, experiments.report; print('jax' in sys.modules or 'xarray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

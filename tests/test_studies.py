@@ -90,7 +90,9 @@ def test_findings_name_every_file_and_say_the_orders(conducted, compared):
     names = ["flow", *(f"step_size_{size:g}" for size in SIZES)]
     assert found.results == [folder / name / "result.nc" for name in names]
     assert found.tables == [folder / "descent_to_flow.csv"]
-    stems = [f"{name}.{kind}" for name in ("gap", "distance", "imbalance") for kind in ("pdf", "png", "data.csv")]
+    stems = [
+        f"{name}.{kind}" for name in ("gap", "distance", "imbalance") for kind in ("pdf", "png", "data.csv")
+    ]
     assert [path.name for path in found.figures] == stems
     written = {path for path in folder.rglob("*") if path.is_file()}
     assert written == {*found.results, *found.tables, *found.figures}
@@ -376,5 +378,6 @@ def test_the_command_conducts_a_study(tmp_path, monkeypatch, capsys):
     assert 0 < train.train(Training(experiment("seeds=2")), tmp_path) < 1
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("step size") and len([line for line in out if line.startswith("result")]) == 7
-    kinds = [line.split()[0] for line in out[-3:]]
-    assert kinds[:3] == ["result", "table", "figures"] and os.path.exists(out[-2].split()[1])
+    kinds = [line.split()[0] for line in out[-4:]]
+    assert kinds == ["result", "table", "report", "figures"]
+    assert all(os.path.exists(line.split()[1]) for line in out[-3:-1])
