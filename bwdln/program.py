@@ -135,7 +135,7 @@ def _program(static: Static, devices: tuple[jax.Device, ...], one_by_one: bool) 
             values |= {"sharpness": ends.largest, "smallest_curvature": ends.smallest}
         if dynamics.end_to_end:
             del values["imbalance"]  # of the balanced layers: 0
-        return integrate.settle(dynamics, state, seen, values["relative_gap"]), values
+        return integrate.settle(dynamics, state, seen, values["gap"], values["relative_gap"]), values
 
     def finish(state: State) -> dict[str, Array]:
         layers = networks.unpack(state.weights)

@@ -261,7 +261,23 @@ def test_stop_rule(step, gap, tolerance, before, after):
     )
     state = integrate.start(dynamics, networks.pack((jnp.eye(2),)), 1.0)
     state = state._replace(step=jnp.asarray(step), outcome=jnp.asarray(before, jnp.int32))
-    assert integrate.settle(dynamics, state, state, jnp.asarray(gap)).outcome == after
+    assert integrate.settle(dynamics, state, state, 100 * jnp.asarray(gap), jnp.asarray(gap)).outcome == after
+
+
+def test_a_lane_ends_once_its_gap_was_below_for_long_enough():
+    """Records every 0.04: below from 0.08 on, above once more at 0.12, and then for good from 0.16 on."""
+    dynamics = gradient_descent.gradient_descent(
+        lambda weights: weights, 1.0, step_size=0.01, steps=100, absolute_gap_tolerance=1e-4, patience=0.1
+    )
+    state = integrate.start(dynamics, networks.pack((jnp.eye(2),)), 1.0)
+    gaps = [1.0, 1e-3, 1e-5, 1e-3, 1e-5, 1e-5, 1e-6, 1e-7, 1e-8]
+    outcomes = []
+    for record, gap in enumerate(gaps):
+        state = state._replace(time=jnp.asarray(0.04 * record), step=jnp.asarray(4 * record))
+        state = integrate.settle(dynamics, state, state, jnp.asarray(gap), jnp.asarray(gap / 100))
+        outcomes.append(int(state.outcome))
+    assert outcomes == [Outcome.RUNNING] * 7 + [Outcome.CONVERGED] * 2
+    assert float(state.within_since) == pytest.approx(0.16)
 
 
 def test_an_ended_lane_does_not_move():

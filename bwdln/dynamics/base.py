@@ -59,7 +59,9 @@ class Dynamics(NamedTuple):
     of fixed steps need not look out for overflow: the loop does.
     `gradient_norm(weights)`: the norm of the gradient in all layers.
     `end`: where the run ends, on its `clock`: a number of steps, or a flow time.
-    `gap_tolerance`: the relative gap (gap / tr Σ₀) that ends it sooner, or None.
+    `gap_tolerance`: the relative gap (gap / tr Σ₀) that ends it sooner, or None; `absolute_gap_tolerance`:
+    the same for the gap itself. `patience`: the flow time it goes on for behind the first record where
+    its gap is within one of these.
     `look_back(weights, memory, ago)`: the weights some flow time ago, within the last step: where a
     run is recorded by time and steps go past the times of records.
     `end_to_end`: whether the weights are the generator alone, reduced to shape (n, k), of balanced
@@ -72,6 +74,8 @@ class Dynamics(NamedTuple):
     end: Scalar
     clock: Literal["step", "time"]
     gap_tolerance: Scalar | None = None
+    absolute_gap_tolerance: Scalar | None = None
+    patience: Scalar = 0.0
     look_back: Callable[[Packed, Any, Scalar], Packed] = _as_they_are
     end_to_end: bool = False
 
@@ -87,6 +91,8 @@ class State(NamedTuple):
     step: Array
     rejected: Array
     evaluations: Array
+    # The flow time of the first record since when its gap is within a tolerance; −1 if it is not.
+    within_since: Array
     # How it stands (an `Outcome`), and the squared size of weights that counts as divergence.
     outcome: Array
     limit: Array

@@ -31,6 +31,8 @@ def gradient_descent(
     step_size: float,
     steps: int,
     gap_tolerance: float | None = None,
+    absolute_gap_tolerance: float | None = None,
+    patience: float = 0.0,
     optimizer: Choice = Choice("descent"),
     schedule: Choice = Choice("constant"),
 ) -> Dynamics:
@@ -40,13 +42,20 @@ def gradient_descent(
     schedule multiplies it. Flow time advances by the step size of the step, with every optimizer,
     so that descent and flow share an axis.
 
-    Raises `InvalidOption` for a step size ≤ 0, steps < 1 or a negative tolerance.
+    A run ends at a record where for a flow time `patience` its gap has been up to
+    `absolute_gap_tolerance`, or up to `gap_tolerance` times the trace of the target (null: never).
+
+    Raises `InvalidOption` for a step size ≤ 0, steps < 1, a negative tolerance or patience.
     """
     positive = not isinstance(step_size, int | float) or 0 < step_size < float("inf")
     check(positive, "step_size", step_size, "a finite number above 0")
     check(1 <= steps < 2**31, "steps", steps, "an integer from 1 to 2^31 - 1")
-    fine = not isinstance(gap_tolerance, int | float) or gap_tolerance >= 0
-    check(fine, "gap_tolerance", gap_tolerance, "null or a number from 0")
+    tolerances = {"gap_tolerance": gap_tolerance, "absolute_gap_tolerance": absolute_gap_tolerance}
+    for name, value in tolerances.items():
+        fine = not isinstance(value, int | float) or value >= 0
+        check(fine, name, value, "null or a number from 0")
+    patient = not isinstance(patience, int | float) or 0 <= patience < float("inf")
+    check(patient, "patience", patience, "a flow time from 0")
     factor: Schedule = SCHEDULES.build(schedule, steps)
 
     def transformation(learning_rate: Scalar) -> optax.GradientTransformation:
@@ -64,6 +73,8 @@ def gradient_descent(
         end=steps,
         clock="step",
         gap_tolerance=gap_tolerance,
+        absolute_gap_tolerance=absolute_gap_tolerance,
+        patience=patience,
     )
 
 

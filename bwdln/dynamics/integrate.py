@@ -34,6 +34,7 @@ def start(dynamics: Dynamics, weights: Packed, scale: Scalar) -> State:
         step=_integer(0),
         rejected=_integer(0),
         evaluations=_integer(0),
+        within_since=-jnp.ones((), size.dtype),
         outcome=_integer(Outcome.RUNNING),
         limit=DIVERGENCE_FACTOR * (size + scale),
     )
@@ -86,18 +87,22 @@ def at(dynamics: Dynamics, state: State, until: Scalar) -> State:
     return state._replace(weights=select(past, earlier, state.weights), time=moment)
 
 
-def settle(dynamics: Dynamics, state: State, seen: State, relative_gap: Scalar) -> State:
-    """The stop rule, at a record `seen` on the way: `converged` by the tolerance, `reached_end`.
+def settle(dynamics: Dynamics, state: State, seen: State, gap: Scalar, relative_gap: Scalar) -> State:
+    """The stop rule, at a record `seen` on the way: `converged` by the tolerances, `reached_end`.
 
     A lane that ends stays at what was seen.
     """
     outcome = jnp.where(position(dynamics, seen) >= dynamics.end, Outcome.REACHED_END, Outcome.RUNNING)
-    if dynamics.gap_tolerance is not None:
-        within = relative_gap <= dynamics.gap_tolerance
-        outcome = jnp.where(within, Outcome.CONVERGED, outcome)
+    pairs = ((gap, dynamics.absolute_gap_tolerance), (relative_gap, dynamics.gap_tolerance))
+    within = jnp.asarray(False)
+    for value, tolerance in pairs:
+        within |= jnp.asarray(False) if tolerance is None else value <= tolerance
+    since = jnp.where(state.within_since >= 0, state.within_since, seen.time)
+    since = jnp.where(within, since, -jnp.ones_like(since))
+    outcome = jnp.where(within & (seen.time - since >= dynamics.patience), Outcome.CONVERGED, outcome)
     ends = (state.outcome == Outcome.RUNNING) & (outcome != Outcome.RUNNING)
     ended = seen._replace(outcome=outcome.astype(jnp.int32))
-    return select(ends, ended, state)
+    return select(ends, ended, state)._replace(within_since=since)
 
 
 def advance(

@@ -102,7 +102,16 @@ def flow(
         attempt = _attempt(evaluate, method, tolerances, weights, memory, jnp.asarray(going))
         return _judged(method, tolerances, end_time, max_steps, weights, memory, attempt)
 
-    return Dynamics(init, step, gradient_norm, end_time, "time", gap_tolerance, _look_back, end_to_end)
+    return Dynamics(
+        init=init,
+        step=step,
+        gradient_norm=gradient_norm,
+        end=end_time,
+        clock="time",
+        gap_tolerance=gap_tolerance,
+        look_back=_look_back,
+        end_to_end=end_to_end,
+    )
 
 
 def _start(
