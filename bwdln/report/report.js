@@ -262,7 +262,7 @@ function heatMap(groups, choice) {
     scale: { ...scaled(choice.ylog), scheme: "cividis", nice: false } };
   const cell = { type: "rect", cursor: "pointer" }, signs = { type: "text", fontSize: 13, cursor: "pointer" };
   return {
-    height: choice.color.values.length * Math.max(16, Math.min(34, HEIGHT / choice.color.values.length)),
+    height: Math.max(HEIGHT, 16 * choice.color.values.length),
     layer: [
       { data: { values: there }, mark: cell, encoding: { x, y, color } },
       { data: { values: infinite }, mark: { ...cell, color: BAD }, encoding: { x, y } },
