@@ -60,7 +60,12 @@ def grid():
 
 @pytest.fixture(scope="module")
 def groups(grid):
-    return comparison.compare(*grid)
+    return compared(*grid)
+
+
+def compared(dataset, configs):
+    losses = {job: (each.loss.name, dict(each.loss.options).get("tau", 0.0)) for job, each in configs.items()}
+    return comparison.compare(dataset, losses)
 
 
 # --- regression lines -----------------------------------------------------------------------------
@@ -186,7 +191,7 @@ def test_failures_say_why():
             from_mapping(close.mapping() | {"initialization": {"name": "close_to_target", "scale": 1e-3}}),
         ]
     )
-    (first,) = comparison.compare(dataset, configs)
+    (first,) = compared(dataset, configs)
     assert first.points.failure[0].startswith("gap ") and "flow time 0.1" in first.points.failure[0]
     assert first.points.failure[1] == "too few records in the window"
     assert np.isnan(first.points.rate).all() and not first.points.asymptotic.any()
@@ -198,7 +203,7 @@ def test_failures_say_why():
 def test_a_lane_that_diverged_has_no_rate(grid):
     dataset, configs = grid[0].copy(deep=True), grid[1]
     dataset["outcome"][0, 0] = "diverged"
-    points = comparison.compare(dataset, configs)[0].points
+    points = compared(dataset, configs)[0].points
     assert points.failure[0] == "diverged" and np.isnan(points.rate[0])
 
 

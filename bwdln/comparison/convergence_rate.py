@@ -14,7 +14,6 @@ from scipy.interpolate import PchipInterpolator
 
 from bwdln import analysis
 from bwdln.analysis import Dataset
-from bwdln.config import Config
 from bwdln.fits import Line, exponential_rate, line
 from bwdln.theory import certificates, hessians
 from bwdln.theory.checks import LossName
@@ -122,12 +121,12 @@ class _Point(NamedTuple):
     failure: str
 
 
-def compare(dataset: Dataset, configs: Mapping[int, Config]) -> list[Group]:
-    """The groups of a sweep, by loss and τ; `configs` by the number of the job.
+def compare(dataset: Dataset, losses: Mapping[int, tuple[str, float]]) -> list[Group]:
+    """The groups of a sweep, by loss and τ; `losses`: name and τ by the number of the job.
 
     The losses are of `LOSSES`, the networks as wide as the data: rates are those at full rank.
     """
-    found = [*_every_point(dataset, configs)]
+    found = [*_every_point(dataset, losses)]
     columns = [np.array(values) for values in zip(*found, strict=True)] if found else []
     if not columns:
         return []
@@ -164,7 +163,7 @@ def _group(points: Points, loss: str, tau: float) -> Group:
 # --- points ---------------------------------------------------------------------------------------
 
 
-def _every_point(dataset: Dataset, configs: Mapping[int, Config]) -> Iterator[_Point]:
+def _every_point(dataset: Dataset, losses: Mapping[int, tuple[str, float]]) -> Iterator[_Point]:
     """A point for each seed of each job."""
     names = ("time", "gap", "relative_gap", "gradient_norm", "loss", "singular_values")
     series = {name: dataset[name].transpose("config", "seed", "record", ...).values for name in names}
@@ -173,7 +172,7 @@ def _every_point(dataset: Dataset, configs: Mapping[int, Config]) -> Iterator[_P
     depths, lost = dataset["depth"].values, analysis.sweep_diverged(dataset)
     seeds = dataset.get("seed_number", dataset["seed"].expand_dims(config=dataset.sizes["config"])).values
     for row, job in enumerate(dataset["job"].values.tolist()):
-        loss, tau = configs[job].loss.name, float(dict(configs[job].loss.options).get("tau", 0.0))
+        loss, tau = losses[job]
         values = eigenvalues[row][np.isfinite(eigenvalues[row])]
         theory = _theory(values, float(depths[row]), tau, cast(LossName, loss))
         for lane in np.flatnonzero(outcomes[row] != ""):

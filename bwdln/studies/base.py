@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import xarray
 
 from bwdln import results, simulate, sweep
+from bwdln.analysis import Dataset
 from bwdln.config import Config
 from bwdln.errors import check
 from bwdln.interruption import Interruption
@@ -85,7 +85,7 @@ def check_sweep_study(name: str | None) -> None:
 
 
 def conduct_on_sweep(
-    name: str, dataset: xarray.Dataset, configs: Mapping[int, Config], folder: str | Path
+    name: str, dataset: Dataset, configs: Mapping[int, Config], folder: str | Path
 ) -> Findings:
     """Conduct the study of that name on a sweep that ended, and write what it finds into the folder.
 

@@ -49,8 +49,8 @@ def convergence_rate(dataset: Dataset, configs: Mapping[int, Config], folder: Pa
 
     Raises `InvalidOption` for a sweep that is not of losses and networks whose rates are known.
     """
-    for job in dataset["job"].values.tolist():
-        name = configs[job].loss.name
+    chosen = {job: configs[job].loss for job in dataset["job"].values.tolist()}
+    for name in {each.name for each in chosen.values()}:
         check(
             name in comparison.LOSSES,
             "sweep.study",
@@ -59,7 +59,8 @@ def convergence_rate(dataset: Dataset, configs: Mapping[int, Config], folder: Pa
         )
     wide = dataset.sizes["mode"] == dataset.sizes["eigenvalue"]
     check(wide, "sweep.study", "a generator of low rank", "networks as wide as the data: rates at full rank")
-    groups = comparison.compare(dataset, configs)
+    losses = {job: (each.name, float(dict(each.options).get("tau", 0.0))) for job, each in chosen.items()}
+    groups = comparison.compare(dataset, losses)
     check(len(groups) > 0, "sweep.study", "no result", "a sweep with results")
     files = [
         write_table(folder / "convergence_rates.csv", POINT_COLUMNS, _rows_of_points(groups)),
