@@ -207,7 +207,7 @@ def test_a_study_in_a_sweep_runs_on_its_own_and_only_once(command, tmp_path):
     assert (status, err) == (0, "")
     assert "2 studies one by one" in out
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.csv"))
-    assert len(before) == 2
+    assert len([path for path, _ in before if not path.name.endswith(".data.csv")]) == 2
     assert command(*study, "seed=0,1")[0] == 0
     assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.csv"))
 

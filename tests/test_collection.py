@@ -56,9 +56,9 @@ def test_every_value_of_every_job_is_where_it_belongs_whatever_the_shapes():
 
 def test_it_holds_no_matrices_weights_or_samples():
     names = set(collected(synthetic.digits(), synthetic.gaussian()).variables)
-    assert not {name for name in names if name.startswith(("weights", "final", "initial", "target_eigenv"))} - {
-        "target_eigenvalues"
-    }
+    assert not {
+        name for name in names if name.startswith(("weights", "final", "initial", "target_eigenv"))
+    } - {"target_eigenvalues"}
     assert not names & {"end_to_end", "real_samples", "sample_mean"}
     assert {"minimum", "target_trace", "optimal_singular_values", "outcome", "relative_gap"} <= names
 

@@ -134,7 +134,9 @@ def test_findings_name_every_file(conducted, found):
     folder, findings = conducted
     assert findings.results == [folder / name / "result.nc" for name in NAMES]
     assert findings.tables == [folder / "rank_deficient_rate.csv"]
-    stems = [f"{name}.{kind}" for name in ("eigengaps", "depths", "gap") for kind in ("pdf", "png", "data.csv")]
+    stems = [
+        f"{name}.{kind}" for name in ("eigengaps", "depths", "gap") for kind in ("pdf", "png", "data.csv")
+    ]
     assert [path.name for path in findings.figures] == stems
     written = {path for path in folder.rglob("*") if path.is_file()}
     assert written == {*findings.results, *findings.tables, *findings.figures}

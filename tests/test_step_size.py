@@ -256,7 +256,9 @@ def test_findings_name_every_file(conducted):
     folder, found = conducted
     assert found.results == []
     assert [path.name for path in found.tables] == ["step_size.csv", "step_size_trials.csv"]
-    stems = [f"{name}.{kind}" for name in ("depth", "smallest_eigenvalue") for kind in ("pdf", "png", "data.csv")]
+    stems = [
+        f"{name}.{kind}" for name in ("depth", "smallest_eigenvalue") for kind in ("pdf", "png", "data.csv")
+    ]
     assert [path.name for path in found.figures] == stems
     assert {path for path in folder.rglob("*") if path.is_file()} == {*found.tables, *found.figures}
     assert {len(row) for row in found.rows} == {len(found.columns)} and len(found.rows) == 4
