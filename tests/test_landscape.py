@@ -296,8 +296,8 @@ def read(path):
 
 def test_everything_is_written_and_said(conducted):
     folder, found = conducted
-    tables = ["critical_points", "targets", "paths", "blow_up"]
-    drawn = ["curvature", f"paths_{BW}", f"paths_{FROBENIUS}", "blow_up"]
+    tables = ["critical_points", "targets", "paths", "blow_up", "differentiation"]
+    drawn = ["curvature", f"paths_{BW}", f"paths_{FROBENIUS}", "blow_up", "differentiation"]
     assert [each.name for each in found.tables] == [f"{name}.csv" for name in tables]
     assert [each.name for each in found.figures] == [
         f"{name}.{kind}" for name in drawn for kind in ("pdf", "png", "data.csv")
@@ -311,6 +311,33 @@ def test_everything_is_written_and_said(conducted):
     deviations = [float(each) for each in re.findall(r"closed form by at most (\S+) of", said)]
     assert len(deviations) == 2 and max(deviations) < 1e-12
     assert not found.interrupted and 0 < found.score < 1e6
+    assert len(found.claims) == 4 and all(claim.held for claim in found.claims)
+
+
+def test_closed_forms_and_differentiation_are_side_by_side(conducted):
+    folder, _ = conducted
+    rows = read(folder / "differentiation.csv")
+    assert {row["loss"] for row in rows} == {BW, FROBENIUS}
+    assert len({row["target_seed"] for row in rows}) == 3
+    names = ("largest", "smallest", "relative_condition", "absolute_condition", "negative", "zeros")
+    for row in rows:
+        for name in names:
+            closed, built = (float(row[f"{name}_{way}"] or "nan") for way in ("closed", "differentiated"))
+            assert built == pytest.approx(closed, rel=1e-9, nan_ok=True), (row, name)
+        assert float(row["deviation"]) < 1e-12
+    # The saddle index is that of the table of points.
+    index = {
+        (row["loss"], row["point"]): float(row["index_mean"]) for row in read(folder / "critical_points.csv")
+    }
+    assert all(float(row["negative_closed"]) == index[row["loss"], row["point"]] for row in rows)
+
+
+def test_wrong_closed_forms_make_claims_that_do_not_hold(conducted, monkeypatch, tmp_path):
+    true = hessians.spectrum
+    monkeypatch.setattr(hessians, "spectrum", lambda *given, **options: 1.01 * true(*given, **options))
+    found = study.conduct(configuration(), tmp_path)
+    failed = [claim.statement for claim in found.claims if not claim.held]
+    assert failed == ["the Hessian at critical points has the spectrum of the closed form, zeros included"]
 
 
 def test_the_tables_agree_with_the_closed_forms(conducted):
