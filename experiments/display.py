@@ -251,6 +251,17 @@ def listing(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return result
 
 
+def claims(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Two lines for each row of the table of claims, behind the name of its study."""
+    lines = []
+    for study, group in itertools.groupby(rows, key=lambda row: row[0]):
+        lines.append(study)
+        for _, statement, source, predicted, measured, held in group:
+            lines.append(f"  {'held' if held == 'yes' else 'FAILED':7}{statement} ({source})")
+            lines.append(f"         predicted {predicted}; measured {measured}")
+    return lines
+
+
 def _columns(names: Sequence[str]) -> Table:
     """An empty table with columns of numbers."""
     result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
