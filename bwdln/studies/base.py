@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,6 +209,8 @@ def write_findings(
 
 
 def title(function: Callable[..., Any]) -> str:
-    """What a study is about: the first sentence of its docstring."""
-    text = " ".join((function.__doc__ or function.__name__).split())
+    """What a study is about: the first sentence of its module's docstring, else of its own."""
+    text = " ".join(
+        (sys.modules[function.__module__].__doc__ or function.__doc__ or function.__name__).split()
+    )
     return text.partition(". ")[0].rstrip(".")
