@@ -501,7 +501,8 @@ def test_looking_around_is_quick_because_jax_is_imported_late(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     shown_help, shown_job, completed, refused, shown_info, _ = done.stdout.split("<<<>>>\n")
-    for text in ("Common options", "dynamics/optimizer: adam", "+experiment=quickstart", "loss.tau", '"$(python'):
+    said = ("Common options", "dynamics/optimizer: adam", "+experiment=quickstart", "loss.tau", '"$(python')
+    for text in said:
         assert text in shown_help
     assert OmegaConf.create(shown_job) == OmegaConf.create(composed())
     assert "Config search path" in shown_info
