@@ -306,7 +306,7 @@ def samples(result: Result, count: int = 16) -> Samples:
     draw = np.random.default_rng(0).standard_normal
     initial = result.dataset["initial_end_to_end"].values[lane]
     latent = draw((count, initial.shape[1]))
-    mean = _mean(result)
+    mean = sample_mean(result)
     usable = not diverged(result)[lane]
     return Samples(
         real=_real_samples(result, count, draw((count, len(mean)))),
@@ -356,7 +356,8 @@ def end_to_end(result: Result, lane: int) -> Float[Array, "n m"]:
     return result.dataset["final_end_to_end"].values[lane]
 
 
-def _mean(result: Result) -> Array:
+def sample_mean(result: Result) -> Array:
+    """What is added to a generated sample to be like the data, (n,): their mean where they were centered."""
     if "sample_mean" in result.dataset:
         return result.dataset["sample_mean"].values
     return np.zeros(result.dataset["initial_end_to_end"].sizes["feature"])
@@ -399,7 +400,7 @@ class Clouds(NamedTuple):
 def clouds(result: Result, count: int = 200) -> Clouds:
     """Samples, as those of `samples`, along the target's two leading eigenvectors; n ≥ 2."""
     drawn, lane = samples(result, count), shown_lane(result)
-    plane, mean = eigenvectors(result)[:, :2], _mean(result)
+    plane, mean = eigenvectors(result)[:, :2], sample_mean(result)
     root = np.sqrt(result.dataset["target_eigenvalues"].values)
     initial = result.dataset["initial_end_to_end"].values[lane]
 

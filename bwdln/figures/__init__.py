@@ -9,6 +9,7 @@ from bwdln.figures import convergence_rate as convergence_rate
 from bwdln.figures import descent_to_flow as descent_to_flow
 from bwdln.figures import landscape as landscape
 from bwdln.figures import optimizers as optimizers
+from bwdln.figures import principal_components as principal_components
 from bwdln.figures import rank_deficient_rate as rank_deficient_rate
 from bwdln.figures import saddle_to_saddle as saddle_to_saddle
 from bwdln.figures import step_size as step_size

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from bwdln import analysis, comparison
@@ -27,6 +26,7 @@ from bwdln.figures.parts import (
     legend_above,
     log_axis,
     mode_axis,
+    mosaic,
     positive,
     progress_axis,
     say_over,
@@ -220,23 +220,11 @@ def _images(shown: analysis.Images, across: int = 8) -> Figure:
         if block is None:
             axes.text(0.5, 0.5, "diverged", ha="center", va="center", transform=axes.transAxes)
         else:
-            image = _mosaic(axes, block, shown.low, shown.high, across)
+            image = mosaic(axes, block, shown.low, shown.high, across)
     place: Options = {"location": "bottom", "aspect": 40, "shrink": 0.6, "pad": 0.02}
     bar = figure.colorbar(image, ax=figure.axes, extend="both", label="pixel value (data units)", **place)
     bar.outline.set_linewidth(0.5)
     return figure
-
-
-def _mosaic(axes: Axes, images: np.ndarray, low: float, high: float, across: int) -> AxesImage:
-    """Draw images (count, height, width) in rows with a gap of 8 % between them."""
-    _, height, width = images.shape
-    style: Options = {"cmap": "gray", "vmin": low, "vmax": high, "interpolation": "nearest"}
-    for index, each in enumerate(images):
-        x, y = index % across * 1.08 * width, index // across * 1.08 * height
-        image = axes.imshow(each, extent=(x, x + width, y + height, y), **style)
-    axes.set_xlim(0, (1.08 * across - 0.08) * width)
-    axes.set_ylim((1.08 * -(-len(images) // across) - 0.08) * height, 0)
-    return image
 
 
 def _clouds(shown: analysis.Clouds) -> Figure:

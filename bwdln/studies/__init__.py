@@ -4,6 +4,7 @@ from bwdln.studies import certificate_tightness as certificate_tightness
 from bwdln.studies import convergence_rate as convergence_rate
 from bwdln.studies import descent_to_flow as descent_to_flow
 from bwdln.studies import optimizers as optimizers
+from bwdln.studies import principal_components as principal_components
 from bwdln.studies import rank_deficient_rate as rank_deficient_rate
 from bwdln.studies import saddle_to_saddle as saddle_to_saddle
 from bwdln.studies import step_size as step_size
