@@ -19,7 +19,7 @@ run: $(STAMPS)data
 
 # Every figure and table of the paper, and a table of claims; what is there already is not computed again.
 PAPER := outputs/paper
-STUDIES := certificate_tightness,descent_to_flow,optimizers,rank_deficient_rate,saddle_to_saddle,step_size
+STUDIES := certificate_tightness,descent_to_flow,digits,faces,optimizers,rank_deficient_rate,saddle_to_saddle,step_size
 paper: $(STAMPS)data
 	@$(BIN)/python -m experiments.train -m +experiment=paper_convergence report=never hydra.sweep.dir=$(PAPER)/convergence
 	@$(BIN)/python -m experiments.train -m +experiment=$(STUDIES) report=never \
