@@ -23,7 +23,7 @@ from bwdln.types import Array
 #: Where the paper fits the rate: between these gaps.
 ABOVE, BELOW = 10**-3.5, 1e-2
 #: Where the rate is near its limit: between these relative gaps.
-LATE_ABOVE, LATE_BELOW = 1e-13, 1e-9
+LATE_ABOVE, LATE_BELOW = 1e-12, 1e-9
 #: A window is asymptotic where its rate is the limit up to the share `SAME`, and at least `MOST` of the gap
 #: falls at the smallest rate, up to the same share.
 SAME, MOST = 0.02, 0.9

@@ -71,8 +71,8 @@ def generated(shown: Comparison) -> Figure | None:
 
 def _rows(shown: Generated) -> Figure:
     ranks, count, height, width = shown.rows.shape
-    each = COLUMN / count * height / width
-    figure = Figure(figsize=(COLUMN, 1.1 * ranks * each + 0.2), layout="constrained")
+    each = (COLUMN - 0.5) / count * height / width  # the names of the rows take half an inch
+    figure = Figure(figsize=(COLUMN, ranks * each + 0.3), layout="constrained")
     axes = figure.subplots()
     mosaic(axes, shown.rows.reshape(ranks * count, height, width), shown.low, shown.high, count)
     for row, rank in enumerate(shown.rank):
