@@ -9,6 +9,7 @@ import pytest
 from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from readable import check_readable
 
 from bwdln import analysis, figures
 from bwdln.errors import InvalidOption
@@ -80,16 +81,8 @@ def drawn(case: str) -> dict[str, Figure]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_everything_lies_inside_a_column_and_can_be_read(case):
-    for name, figure in drawn(case).items():
-        with matplotlib.rc_context(figures.STYLE):
-            figure.draw_without_rendering()
-            box = figure.get_tightbbox()
-        width, height = figure.get_size_inches()
-        assert width == figures.COLUMN
-        assert box.x0 >= -0.02 and box.y0 >= -0.02, name
-        assert box.x1 <= width + 0.02 and box.y1 <= height + 0.02, name
-        texts = [each for each in figure.findobj(Text) if each.get_text() and each.get_visible()]
-        assert texts and min(each.get_fontsize() for each in texts) >= 7
+    for figure in drawn(case).values():
+        check_readable(figure)
 
 
 @pytest.mark.parametrize("case", CASES)

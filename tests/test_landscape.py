@@ -14,14 +14,13 @@ import sys
 from pathlib import Path
 
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from matplotlib.text import Text
 from omegaconf import OmegaConf
+from readable import check_readable
 
-from bwdln import figures, losses
+from bwdln import losses
 from bwdln.config import MOST_POINTS, Landscape, from_mapping
 from bwdln.errors import InvalidOption
 from bwdln.figures import landscape as drawing
@@ -482,22 +481,11 @@ def seen():
     }
 
 
-def fits_a_column(figure):
-    with matplotlib.rc_context(figures.STYLE):
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert width == figures.COLUMN
-    assert box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
-    texts = [each for each in figure.findobj(Text) if each.get_text() and each.get_visible()]
-    assert min(each.get_fontsize() for each in texts) >= 7
-
-
 @pytest.mark.parametrize("case", ["few", "one target", "many"])
 def test_curvature_shows_every_point_of_both_losses(seen, case):
     shown = seen[case]
     figure = drawing.curvature(shown)
-    fits_a_column(figure)
+    check_readable(figure)
     assert len(figure.axes) == 4
     for axes, (field, _, signed) in zip(figure.axes, drawing.PANELS, strict=True):
         assert axes.get_yscale() == ("symlog" if signed else "log") and axes.get_ylabel()
@@ -525,7 +513,7 @@ def test_curvature_shows_every_point_of_both_losses(seen, case):
 def test_paths_are_drawn_in_both_spaces(seen, case, depth):
     shown = seen[case]
     figure = drawing.along_paths(shown, depth)
-    fits_a_column(figure)
+    check_readable(figure)
     spreads = [shown.function_space, shown.parameter_space][: 1 if depth == 1 else 2]
     for axes, spread in zip(figure.axes, spreads, strict=True):
         assert len(axes.lines) == len(shown.starts)
@@ -545,7 +533,7 @@ def test_few_paths_have_a_band(seen):
 def test_blow_up_shows_closed_form_and_measurement_with_the_slope(seen):
     shown = seen["blow_up"]
     figure = drawing.blow_up(shown)
-    fits_a_column(figure)
+    check_readable(figure)
     (axes,) = figure.axes
     assert axes.get_xscale() == axes.get_yscale() == "log"
     names = axes.get_legend_handles_labels()[1]

@@ -7,12 +7,11 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import matplotlib
 import numpy as np
 import pytest
 import synthetic
 from hydra import compose, initialize_config_dir
-from matplotlib.text import Text
+from readable import check_readable
 
 from bwdln import figures, results, simulate, studies
 from bwdln.comparison import optimizers as comparison
@@ -410,14 +409,7 @@ def test_the_command_ends_with_130(tmp_path, monkeypatch, capsys):
 
 def drawn(figure):
     """The figure's only axes, after a check that it fits a column and can be read."""
-    with matplotlib.rc_context(figures.STYLE):
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert width == figures.COLUMN
-    assert box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
-    texts = [each for each in figure.findobj(Text) if each.get_text() and each.get_visible()]
-    assert min(each.get_fontsize() for each in texts) >= 7
+    check_readable(figure)
     (axes,) = figure.axes
     assert axes.get_xlabel() and axes.get_ylabel()
     return axes

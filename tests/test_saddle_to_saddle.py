@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from matplotlib.text import Text
+from readable import check_readable
+from refusals import check_refused
 
 from bwdln import figures, results, simulate, studies
 from bwdln.comparison import saddle_to_saddle as comparison
@@ -276,11 +276,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("changes", "message"), REFUSALS, ids=[message for _, message in REFUSALS])
 def test_bad_input_is_refused_before_anything_runs(tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(simulate, "run_together", None)
-    with pytest.raises(InvalidOption, match=message) as caught:
-        studies.conduct(configuration(**changes), tmp_path)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    check_refused(configuration(**changes), tmp_path, monkeypatch, message)
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------
@@ -314,14 +310,7 @@ def test_ctrl_c_keeps_and_shows_what_finished(conducted, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("name", figures.saddle_to_saddle.FIGURES)
 def test_figures_fit_a_column_and_can_be_read(found, name):
     figure = figures.saddle_to_saddle.FIGURES[name](found)
-    with matplotlib.rc_context(figures.STYLE):
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert width == figures.COLUMN
-    assert box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
-    texts = [each for each in figure.findobj(Text) if each.get_text() and each.get_visible()]
-    assert min(each.get_fontsize() for each in texts) >= 7
+    check_readable(figure)
     assert all(axes.get_xscale() == "log" for axes in figure.axes)
 
 

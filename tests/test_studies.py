@@ -7,11 +7,11 @@ import dataclasses
 import os
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from matplotlib.text import Text
+from readable import check_readable
+from refusals import check_refused
 
 from bwdln import figures, results, simulate, studies
 from bwdln.comparison import descent_to_flow as comparison
@@ -163,11 +163,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("changes", "message"), REFUSALS, ids=[message for _, message in REFUSALS])
 def test_bad_input_is_refused_before_anything_runs(tmp_path, monkeypatch, changes, message):
-    monkeypatch.setattr(simulate, "run_together", None)
-    with pytest.raises(InvalidOption, match=message) as caught:
-        studies.conduct(configuration(**changes), tmp_path)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    check_refused(configuration(**changes), tmp_path, monkeypatch, message)
 
 
 def test_a_configuration_without_a_study_is_a_mistake(tmp_path):
@@ -273,14 +269,7 @@ def test_figures_fit_a_column_and_can_be_read(compared, case):
     shown = damaged(compared, CASES[case])
     for draw in figures.descent_to_flow.FIGURES.values():
         figure = draw(shown)
-        with matplotlib.rc_context(figures.STYLE):
-            figure.draw_without_rendering()
-            box = figure.get_tightbbox()
-        width, height = figure.get_size_inches()
-        assert width == figures.COLUMN
-        assert box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
-        texts = [each for each in figure.findobj(Text) if each.get_text() and each.get_visible()]
-        assert min(each.get_fontsize() for each in texts) >= 7
+        check_readable(figure)
         (axes,) = figure.axes
         assert axes.get_xlabel() and axes.get_ylabel() and axes.get_yscale() == "log"
 
