@@ -180,6 +180,14 @@ def test_depths_are_lanes_of_one_program(tmp_path):
     assert problems["depth_2"].config.network.depth == 2
 
 
+def test_claims_hold_and_fail_where_the_loss_breaks_a_bound(conducted, found):
+    assert [claim.held for claim in conducted[1].claims] == [True, True, True]
+    name = next(iter(found.obeyed))
+    broken = found.obeyed | {name: np.zeros_like(found.obeyed[name])}
+    spoiled = found._replace(obeyed=broken, ratio=found.ratio / 2, looser=found.looser * 0 + 10)
+    assert not any(claim.held for claim in certificate_tightness.claims(spoiled))
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 REFUSALS = [

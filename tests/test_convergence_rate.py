@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from readable import check_readable
 from scipy import stats
 
 from bwdln import figures, fits, simulate, studies, sweep
@@ -262,6 +263,11 @@ def test_figures_have_their_axes_and_points(groups, tmp_path):
     assert len(colored) == rated
     assert {"depth $N$"} == {row["x_name"] for row in colored}
     assert {row["x_name"].split()[0] for row in rows("rate_theory", "points")} == {"closed", "promised"}
+
+
+@pytest.mark.parametrize("name", figures.convergence_rate.FIGURES)
+def test_figures_fit_two_columns_and_can_be_read(groups, name):
+    check_readable(figures.convergence_rate.FIGURES[name](groups), 2 * figures.COLUMN)
 
 
 def test_one_depth_or_one_target_has_no_map(grid, groups):

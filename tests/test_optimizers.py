@@ -293,6 +293,20 @@ def test_notes_say_where_runs_part_after_learning(found):
     assert f"{expected} 1.0e-03" in notes
 
 
+def test_claims_are_of_the_properties_that_were_measured(found):
+    gauge, rank = optimizers.claims(found)
+    spoiled = {
+        name: trial._replace(
+            while_learning=np.ones_like(trial.while_learning), excess=np.full_like(trial.excess, 9.0)
+        )
+        for name, trial in found.trials.items()
+    }
+    worse_gauge, worse_rank = optimizers.claims(found._replace(trials=spoiled))
+    assert gauge.held and not worse_gauge.held and not worse_rank.held
+    assert worse_gauge.measured == worse_rank.measured == "none"
+    assert rank.predicted == worse_rank.predicted != "none"
+
+
 # --- the runs, and what is refused ----------------------------------------------------------------
 
 

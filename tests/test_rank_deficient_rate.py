@@ -187,6 +187,14 @@ def test_nothing_is_replaced(conducted):
         studies.conduct(configuration(), folder)
 
 
+def test_the_claim_holds_and_fails_where_a_rate_is_another(conducted, found):
+    _, findings = conducted
+    (claim,) = findings.claims
+    assert claim.held and claim.source == "§6" and claim.measured == f"within {findings.score:.2%}"
+    (spoiled,) = study.claims(found._replace(measured=found.measured * 1.1))
+    assert not spoiled.held and "10" in spoiled.measured
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 STUDY = OPTIONS["study"]

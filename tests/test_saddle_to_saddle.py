@@ -246,6 +246,16 @@ def test_nothing_is_replaced(conducted):
         studies.conduct(configuration(), folder)
 
 
+def test_claims_hold_and_fail_where_modes_are_learnt_at_other_times(conducted, found):
+    assert all(claim.held for claim in conducted[1].claims) and len(conducted[1].claims) == 5
+    late = tuple(run._replace(measured=1.5 * run.measured[:, ::-1]) for run in found.runs)
+    spoiled = study.claims(found._replace(runs=late))
+    times = [claim for claim in spoiled if "times of the exact" in claim.statement]
+    ordered = [claim for claim in spoiled if "one by one" in claim.statement]
+    assert len(times) == len(ordered) == 2
+    assert not any(claim.held for claim in times + ordered)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 REFUSALS = [

@@ -324,6 +324,17 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path, monkeypatch, change
     check_refused(configuration(**changes), tmp_path, monkeypatch, message)
 
 
+def test_claims_hold(conducted):
+    assert [claim.held for claim in conducted[1].claims] == [True, True]
+
+
+def test_claims_fail_where_another_step_size_is_the_largest(limits):
+    assert all(claim.held for claim in step_size.claims(limits))
+    spoiled = limits._replace(ratio=1.1 * limits.ratio, smaller=0.5 * limits.smaller / limits.smaller.min())
+    first, second = step_size.claims(spoiled)
+    assert not first.held and not second.held and "1.1" in first.measured
+
+
 # --- figures --------------------------------------------------------------------------------------
 
 

@@ -127,6 +127,14 @@ def test_nothing_is_replaced(conducted):
         studies.conduct(configuration(), folder)
 
 
+def test_claims_hold_and_fail_at_another_order(conducted, compared):
+    assert [claim.held for claim in conducted[1].claims] == [True, True]
+    law = compared.distance.law
+    spoiled = compared._replace(distance=compared.distance._replace(law=law._replace(exponent=2.0)))
+    first, second = descent_to_flow.claims(spoiled)
+    assert not first.held and first.measured == "slope 2.000" and second.held
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 SPACED = "takes whole fractions of dynamics.end_time / record.count = 0.1"

@@ -122,7 +122,7 @@ def _against(
         squares = [fit.r_squared for fit in each.values() if np.isfinite(fit.r_squared)]
         said = f"$r^2$ = {pooled.r_squared:.2f}" if np.isfinite(pooled.r_squared) else "no line"
         apart = f"; by color {np.median(squares):.2f}" if squares else ""
-        axes.set_title(f"{group.name}: {said}{apart}", fontsize=6.8)
+        axes.set_title(f"{group.name}: {said}{apart}", fontsize=7)
         axes.set_ylim(bottom=0)
     figure.supxlabel(across, fontsize=7.5)
     figure.supylabel(RATE, fontsize=7.5)
