@@ -116,6 +116,13 @@ def test_study_landscape_and_claims(tmp_path: Path) -> None:
     assert {"Rates of convergence", "the rate halves", "1 min 15 s"} <= set(made.texts)
 
 
+def test_numbers_of_findings_stand_below_their_head_on_the_right(tmp_path: Path) -> None:
+    rows = [["1", "0.5", "yes"], ["2", "–", "no"]]
+    made = page(pages.findings(tmp_path / "rates", columns=["depth", "rate", "held"], rows=rows))
+    cells = [each.get("class") for each in [*made.of("th"), *made.of("td")] if "data-key" not in each]
+    assert cells[:9] == ["number", "number", None] * 3
+
+
 def test_findings_stand_at_the_top_of_the_page_of_their_sweep(tmp_path: Path) -> None:
     folder = pages.sweep(tmp_path / "sweep")
     pages.findings(folder, kind="sweep study")

@@ -143,15 +143,20 @@ def findings(section: Section, places: Mapping[str, str]) -> Markup | None:
     if found is None:
         return None
     held = found.columns.index(HELD) if found.kind == "claims" and HELD in found.columns else None
+    numeric = [all(_is_number(row[place]) for row in found.rows) for place in range(len(found.columns))]
+
+    def cell(text: str, place: int) -> Markup:
+        content = _linked(text, places) if place == 0 else text
+        return element("td", content, class_="number" if numeric[place] else None)
+
     body = [
         element(
             "tr",
-            *(element("td", _linked(cell, places) if place == 0 else cell) for place, cell in enumerate(row)),
+            *(cell(text, place) for place, text in enumerate(row)),
             class_="failed" if held is not None and row[held] == "no" else None,
         )
         for row in found.rows
     ]
-    numeric = [all(_is_number(row[place]) for row in found.rows) for place in range(len(found.columns))]
     table = _table(found.columns, body, f"Findings: {found.title}", numeric, []) if found.rows else None
     notes = (
         element("ul", *(element("li", note) for note in found.notes), class_="notes") if found.notes else None
