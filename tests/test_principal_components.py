@@ -111,6 +111,8 @@ def test_every_run_ends_where_theory_says(found, pca):
     np.testing.assert_allclose(high.variances[:, :3], np.tile(high.expected[:3], (2, 1)), rtol=1e-4)
     assert np.all(high.variances[:, 3] < 1) and not high.learnable[3]
     assert all(study._learnt(high) == 3)
+    # Where a component that is not learnt would point does not count.
+    assert np.all(high._replace(cosines=high.cosines * [1, 1, 1, 0]).misalignment < 1e-6)
 
 
 def test_errors_of_a_generator_are_those_of_its_covariance(runs, found):
