@@ -108,7 +108,7 @@ def plan(config: Config, bottlenecks: Sequence[int], taus: Sequence[float]) -> d
     _check_numbers("study.bottlenecks", bottlenecks, "integers from 1", 1)
     _check_numbers("study.taus", taus, "finite numbers above 0", np.nextafter(0, 1))
     own = _bottleneck(config)
-    ranks = [own, *sorted(set(bottlenecks) - {own})]
+    ranks = own, *sorted(bottlenecks)
     jobs = {_of_bottleneck(rank): _with_bottleneck(config, rank) for rank in ranks}
     return jobs | {f"tau_{each:.12g}": _with_tau(config, each) for each in sorted(taus)}
 
