@@ -270,6 +270,17 @@ def test_figures_fit_two_columns_and_can_be_read(groups, name):
     check_readable(figures.convergence_rate.FIGURES[name](groups), 2 * figures.COLUMN)
 
 
+def test_a_run_without_a_rate_is_seen_beside_one_without_a_margin(groups):
+    """At equal depth they would cover each other."""
+    rates, margins = groups[0].points.rate.copy(), groups[0].points.margin.copy()
+    rates[:2], margins[1] = np.nan, False
+    spoiled = groups[0]._replace(points=groups[0].points._replace(rate=rates, margin=margins))
+    axes = figures.convergence_rate.by_depth([spoiled]).axes[0]
+    marks = [line for line in axes.lines if line.get_marker() in ("x", "s")]
+    assert {line.get_marker() for line in marks} == {"x", "s"}
+    assert len({line.get_ydata()[0] for line in marks}) == 2
+
+
 def test_one_depth_or_one_target_has_no_map(grid, groups):
     few = [group._replace(points=group.points.where(group.points.depth == 1)) for group in groups]
     assert figures.convergence_rate.contour(few) is None

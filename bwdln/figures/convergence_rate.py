@@ -114,11 +114,10 @@ def _against(
             place[rated], points.rate[rated], c=other(points)[rated], norm=norm, cmap=DARK, s=5, linewidths=0
         )
         top = axes.get_xaxis_transform()
-        for chosen, style in _without_rate(group):
+        for (chosen, style), height in zip(_without_rate(group), (0.08, 0.03), strict=True):
             if chosen.any():
-                axes.plot(
-                    place[chosen], np.full(int(chosen.sum()), 0.03), transform=top, clip_on=False, **style
-                )
+                heights = np.full(int(chosen.sum()), height)
+                axes.plot(place[chosen], heights, transform=top, clip_on=False, **style)
         squares = [fit.r_squared for fit in each.values() if np.isfinite(fit.r_squared)]
         said = f"$r^2$ = {pooled.r_squared:.2f}" if np.isfinite(pooled.r_squared) else "no line"
         apart = f"; by color {np.median(squares):.2f}" if squares else ""
