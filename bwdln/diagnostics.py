@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from bwdln import networks
-from bwdln.linalg import numerical_rank, safe_divide, safe_sqrt
+from bwdln.linalg import numerical_rank, safe_divide, safe_sqrt, squared_distance
 from bwdln.losses import Loss, bures_wasserstein
 from bwdln.networks import Packed
 from bwdln.targets import Target
@@ -76,13 +76,12 @@ def margin(generator: Float[Array, "n m"], target: Target, loss: Loss) -> Scalar
 
 def _distances(generator: Array, target: Target, loss: Loss) -> dict[str, Array]:
     """Distances of covariances: to the target, and to the minimizer in two metrics."""
-    covariance = generator @ generator.T
-    optimum = loss.minimizer(target, min(generator.shape))
-    nearest = Target(jnp.diagonal(optimum), None)
-    # Σ_W + τ I − Σ₀ in the eigenbasis, where τ I − Σ₀ is diagonal.
-    shift = jnp.asarray(loss.perturbation, covariance.dtype) - target.eigenvalues
+    optimum = jnp.diagonal(loss.minimizer(target, min(generator.shape)))
+    nearest = Target(optimum, None)
+    # Σ_W + τ I − Σ₀ in the eigenbasis, where Σ₀ − τ I is diagonal.
+    aim = target.eigenvalues - jnp.asarray(loss.perturbation, generator.dtype)
     return {
-        "covariance_distance": jnp.linalg.norm(covariance + jnp.diag(shift)),
+        "covariance_distance": safe_sqrt(squared_distance(generator, aim)),
         "optimum_distance_bures_wasserstein": safe_sqrt(bures_wasserstein().value(generator, nearest)),
-        "optimum_distance_frobenius": jnp.linalg.norm(covariance - optimum),
+        "optimum_distance_frobenius": safe_sqrt(squared_distance(generator, optimum)),
     }

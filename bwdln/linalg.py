@@ -50,6 +50,29 @@ def safe_divide(numerator: Array, denominator: Array) -> Array:
     return jnp.where(vanishes, 0, numerator / jnp.where(vanishes, 1, denominator))
 
 
+#: Rows of a covariance that are formed at a time, or as many as its factor has columns.
+ROWS = 64
+
+
+def squared_distance(factor: Float[Array, "n k"], diagonal: Float[Array, "n"]) -> Scalar:
+    """‖F Fᵀ − diag(x)‖_F², entry by entry, so that nothing cancels where it is small.
+
+    For k < n no n × n matrix is formed, but some of its rows at a time: the memory is O(n max(k, ROWS)).
+    """
+    size, rows = factor.shape[0], max(factor.shape[1], ROWS)
+    if rows >= size:
+        return jnp.sum((factor @ factor.T - jnp.diag(diagonal)) ** 2)
+    count = -(-size // rows)
+    padded = jnp.pad(factor, ((0, count * rows - size), (0, 0))).reshape(count, rows, -1)
+
+    def part(number: Array, some: Array) -> Array:
+        places = number * rows + jnp.arange(rows)  # those behind the last one, of rows of zeros, are dropped
+        own = (some @ factor.T).at[jnp.arange(rows), places].add(-diagonal[places], mode="drop")
+        return jnp.sum(own**2)
+
+    return jnp.sum(lax.map(lambda each: part(*each), (jnp.arange(count), padded)))
+
+
 # --- a fast route with an exact one behind it -----------------------------------------------------
 
 

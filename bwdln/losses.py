@@ -24,6 +24,7 @@ from bwdln.linalg import (
     polar_factor,
     safe_divide,
     safe_sqrt,
+    squared_distance,
 )
 from bwdln.registry import Registry
 from bwdln.targets import Target
@@ -183,8 +184,7 @@ def frobenius() -> Loss:
     """The comparison of the paper, ‖W Wᵀ − Σ₀‖_F² (docs/theory.md §2). It takes no τ."""
 
     def value(generator: EndToEnd, target: Target) -> Scalar:
-        modes = target.to_eigenbasis(generator)
-        return jnp.sum((modes @ modes.T - jnp.diag(target.eigenvalues)) ** 2)
+        return squared_distance(target.to_eigenbasis(generator), target.eigenvalues)
 
     def gradient(generator: EndToEnd, target: Target) -> EndToEnd:
         modes = target.to_eigenbasis(generator)
