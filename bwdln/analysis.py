@@ -247,7 +247,7 @@ def spectrum(result: Result) -> Spectrum:
         largest=largest,
         optimal=result.dataset["optimal_singular_values"].values ** 2,
         target=result.dataset["target_eigenvalues"].values,
-        tau=dict(result.config.loss.options).get("tau", 0.0),
+        tau=result.config.loss.option("tau", 0.0),
         lanes=len(kept),
     )
 

@@ -41,7 +41,7 @@ def certified(
     squares = records["singular_values"][1][:, 0] ** (2 / depth)
     # Of balanced layers, which are the smallest of their product: others look worse than they are.
     sizes = depth * np.sum(squares, axis=1)
-    tau = float(dict(config.loss.options).get("tau", 0.0))
+    tau = float(config.loss.option("tau", 0.0))
     bounds, verdicts, failing = [], [], []
     for lane in range(len(losses)):
         start = start_at(

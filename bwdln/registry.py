@@ -49,6 +49,10 @@ class Choice:
         pairs = ((key, _frozen(value)) for key, value in group.items() if key != "name")
         return Choice(group["name"], tuple(sorted(pairs)))
 
+    def option(self, name: str, default: Any = None) -> Any:
+        """The value of an option, or the default where it is not given."""
+        return dict(self.options).get(name, default)
+
     def mapping(self) -> dict[str, Any]:
         """The plain mapping that `of` takes."""
         return {"name": self.name} | {key: _thawed(value) for key, value in self.options}
@@ -184,6 +188,7 @@ def _described(hint: Any) -> str:
         bool: "true or false",
         str: "a text",
         Choice: "a name with options",
+        dict: "names with values",
         type(None): "null",
     }
 

@@ -148,7 +148,7 @@ def _lane(result: Result, position: int) -> _Lane:
         dataset["initial_end_to_end"].transpose("seed", "feature", "latent").values[position],
         result.target,
         depth=float(dataset.attrs["depth"]),
-        tau=float(dict(result.config.loss.options).get("tau", 0.0)),
+        tau=float(result.config.loss.option("tau", 0.0)),
         loss=cast(LossName, result.config.loss.name),
     )
     promised = {name: make(start) for name, make in CERTIFICATES.items()}

@@ -118,7 +118,7 @@ def compare(runs: Sequence[Result], main: Result, pca: Components) -> Comparison
     """
     check(len(runs) > 0, "runs", "nothing", "at least one run")
     everyone = [(run, learned(run, pca)) for run in runs]
-    own = learned(main, pca)
+    own = next(each for run, each in everyone if run is main)
     by_rank = sorted(((run, each) for run, each in everyone if each.tau == 0), key=lambda pair: pair[1].rank)
     by_tau = sorted((each for _, each in everyone if each.rank == own.rank), key=lambda each: each.tau)
     pictures = analysis.image_shape(main) is not None
@@ -135,7 +135,7 @@ def compare(runs: Sequence[Result], main: Result, pca: Components) -> Comparison
 def learned(run: Result, pca: Components) -> Learned:
     """What a run came to, seed by seed, and what it should have."""
     rank = run.dataset.sizes["mode"]
-    tau = float(dict(run.config.loss.options).get("tau", 0.0))
+    tau = float(run.config.loss.option("tau", 0.0))
     ends = [_svd(generator, rank) for generator in run.dataset["final_end_to_end"].values]
     expected = np.maximum(pca.variances[:rank] - tau, 0)
     return Learned(
@@ -187,7 +187,7 @@ def _signed(run: Result, pca: Components) -> tuple[int, Array, Array]:
 def portraits(run: Result, pca: Components) -> Portraits:
     """The components that the first seed that did not diverge has learnt; the data are images."""
     lane, left, _ = _signed(run, pca)
-    size = (-1, *map(int, run.dataset.attrs["image_shape"]))
+    size = (-1, *(analysis.image_shape(run) or ()))
     own = pca.directions[:, : left.shape[1]]
     return Portraits(
         seed=int(run.dataset["seed"].values[lane]),

@@ -118,7 +118,7 @@ def loss_of(run: Result) -> LossName:
 
 def tau_of(run: Result) -> float:
     """The perturbation τ of a run; 0 for losses without it."""
-    return float(dict(run.config.loss.options).get("tau", 0.0))
+    return float(run.config.loss.option("tau", 0.0))
 
 
 def strengths(run: Result) -> Float[Array, "seeds records k"]:

@@ -141,7 +141,7 @@ def _starts(result: Result) -> list[Start]:
             generator,
             result.target,
             depth=float(dataset.attrs["depth"]),
-            tau=float(dict(config.loss.options).get("tau", 0.0)),
+            tau=float(config.loss.option("tau", 0.0)),
             loss=cast(LossName, config.loss.name),
         )
         for generator in dataset["initial_end_to_end"].transpose("seed", "feature", "latent").values

@@ -48,10 +48,10 @@ def balanced_by_construction(choice: Choice) -> bool | None:
         return True
     if choice.name == "rotated":
         with renamed("start"):
-            return balanced_by_construction(dict(choice.options).get("start", options["start"].default))
+            return balanced_by_construction(choice.option("start", options["start"].default))
     if option is None:
         return None
-    value = dict(choice.options).get("balanced", option.default)
+    value = choice.option("balanced", option.default)
     return value if isinstance(value, bool) else None
 
 

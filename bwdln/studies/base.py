@@ -143,6 +143,12 @@ def run_all(
     return Runs(finished, paths, interrupted)
 
 
+def check_different(option: str, values: Sequence[float]) -> None:
+    """Raise `InvalidOption` where a number comes twice."""
+    for value in values:
+        check(list(values).count(value) == 1, option, f"{value:g} twice", "different numbers")
+
+
 def cut_short(runs: Runs, planned: int) -> list[str]:
     """A sentence for runs that Ctrl-C ended early."""
     said = f"interrupted: {len(runs.results)} of {planned} runs finished; all that was recorded is kept"

@@ -19,7 +19,17 @@ from bwdln.comparison.certificate_tightness import Tightness
 from bwdln.config import Config
 from bwdln.errors import check
 from bwdln.simulate import Problem
-from bwdln.studies.base import STUDIES, Claim, Findings, OnProgress, cut_short, prepared, run_all, write_table
+from bwdln.studies.base import (
+    STUDIES,
+    Claim,
+    Findings,
+    OnProgress,
+    check_different,
+    cut_short,
+    prepared,
+    run_all,
+    write_table,
+)
 from bwdln.types import Array
 
 #: The final rate of the envelope counts as attained up to this share.
@@ -84,7 +94,7 @@ def plan(config: Config, depths: Sequence[float], folder: Path) -> dict[str, Pro
     check(len(depths) > 0, "study.depths", "[]", "at least one number from 1")
     for depth in depths:
         check(1 <= depth < 2**31, "study.depths", f"{depth:g}", "numbers from 1 to below 2^31")
-        check(list(depths).count(depth) == 1, "study.depths", f"{depth:g} twice", "different numbers")
+    check_different("study.depths", depths)
     problems = prepared({name: _at(config, depth) for depth, name in names(depths).items()}, folder)
     for problem in problems.values():
         _check_promising(problem)

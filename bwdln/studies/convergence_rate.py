@@ -59,7 +59,7 @@ def convergence_rate(dataset: Dataset, configs: Mapping[int, Config], folder: Pa
         )
     wide = dataset.sizes["mode"] == dataset.sizes["eigenvalue"]
     check(wide, "sweep.study", "a generator of low rank", "networks as wide as the data: rates at full rank")
-    losses = {job: (each.name, float(dict(each.options).get("tau", 0.0))) for job, each in chosen.items()}
+    losses = {job: (each.name, float(each.option("tau", 0.0))) for job, each in chosen.items()}
     groups = comparison.compare(dataset, losses)
     check(len(groups) > 0, "sweep.study", "no result", "a sweep with results")
     files = [

@@ -89,7 +89,7 @@ def plan(config: Config, step_sizes: Sequence[float]) -> tuple[Config, dict[floa
     problem = simulate.prepare(flow)
     takes = "a flow, such as gradient_flow"
     check(problem.dynamics.clock == "time", "dynamics", config.dynamics.name, takes)
-    tolerance = dict(config.dynamics.options).get("gap_tolerance")
+    tolerance = config.dynamics.option("gap_tolerance")
     takes = "null in this study, whose runs all end at the same time"
     check(tolerance is None, "dynamics.gap_tolerance", tolerance, takes)
     takes = "linear in this study"

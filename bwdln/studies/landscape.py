@@ -198,7 +198,7 @@ def prepare(config: Landscape) -> Problem:
     takes = f"{' or '.join(names)}: the critical points of others are not known"
     check(config.loss.name in names, "loss", config.loss.name, takes)
     LOSSES.build(config.loss)
-    tau = float(dict(config.loss.options).get("tau", 0.0))
+    tau = float(config.loss.option("tau", 0.0))
     kinds = [Kind(config.loss.name, tau)]  # type: ignore[arg-type]
     if config.against is not None and config.against != config.loss.name:
         kinds.append(Kind(config.against, 0.0))
@@ -213,7 +213,7 @@ def prepare(config: Landscape) -> Problem:
     chosen = landscape.points(
         eigenvalues, rank, tau=tau, loss=kinds[0].name, most=config.points, seed=config.seed
     )
-    seeds = [int(dict(choice.options).get("seed", 0)) for choice in choices]
+    seeds = [int(choice.option("seed", 0)) for choice in choices]
     return Problem(seeds, eigenvalues, rank, float(config.depth), tuple(kinds), chosen, config.paths)
 
 

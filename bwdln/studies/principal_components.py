@@ -16,7 +16,7 @@ from bwdln import data, figures, results
 from bwdln.comparison import principal_components as comparison
 from bwdln.comparison.principal_components import Comparison, Learned
 from bwdln.config import Config
-from bwdln.errors import check
+from bwdln.errors import InvalidOption, check
 from bwdln.registry import Choice
 from bwdln.studies.base import (
     STUDIES,
@@ -24,6 +24,7 @@ from bwdln.studies.base import (
     Findings,
     OnProgress,
     Runs,
+    check_different,
     cut_short,
     prepared,
     run_all,
@@ -100,9 +101,14 @@ def plan(config: Config, bottlenecks: Sequence[int], taus: Sequence[float]) -> d
 
     Raises `InvalidOption` for what cannot be compared with principal components.
     """
-    check(_samples(config) is not None, "target", config.target.name, "a target estimated from samples")
+    check(
+        data.samples(config.target) is not None,
+        "target",
+        config.target.name,
+        "a target estimated from samples",
+    )
     check(config.loss.name == "bures_wasserstein", "loss", config.loss.name, "bures_wasserstein")
-    tau = dict(config.loss.options).get("tau", 0.0)
+    tau = config.loss.option("tau", 0.0)
     check(tau == 0, "loss.tau", tau, "0 in this study, which takes study.taus")
     check(config.network.widths is None, "network.widths", config.network.widths, "null in this study")
     _check_numbers("study.bottlenecks", bottlenecks, "integers from 1", 1)
@@ -117,15 +123,16 @@ def _bottleneck(config: Config) -> int:
     """The bottleneck of the main run, and of those with τ."""
     own = config.network.bottleneck
     if own is None:
-        check(False, "network.bottleneck", "null", "an integer in this study: the one of the main run")
-    return int(own or 0)
+        takes = "an integer in this study: the one of the main run"
+        raise InvalidOption("network.bottleneck", "null", takes)
+    return own
 
 
 def _check_numbers(option: str, values: Sequence[float], takes: str, lowest: float) -> None:
     """Refuse numbers out of range and numbers that come twice; the list may be empty."""
     for value in values:
         check(lowest <= value < np.inf, option, value, takes)
-        check(list(values).count(value) == 1, option, f"{value:g} twice", "different numbers")
+    check_different(option, values)
 
 
 def _of_bottleneck(rank: int) -> str:
@@ -142,16 +149,12 @@ def _with_tau(config: Config, tau: float) -> Config:
     return dataclasses.replace(config, study=None, loss=loss)
 
 
-def _samples(config: Config) -> data.Samples | None:
-    return data.samples(config.target)
-
-
 # --- what was found -------------------------------------------------------------------------------
 
 
 def compare(config: Config, runs: Runs) -> Comparison:
     """What the runs came to, against the components of the samples."""
-    samples = _samples(config)
+    samples = data.samples(config.target)
     assert samples is not None
     pca = comparison.components(samples.values, center=samples.center)
     return comparison.compare(

@@ -18,7 +18,17 @@ from bwdln.comparison.rank_deficient_rate import Comparison
 from bwdln.config import Config
 from bwdln.errors import check
 from bwdln.registry import Choice
-from bwdln.studies.base import STUDIES, Claim, Findings, OnProgress, cut_short, prepared, run_all, write_table
+from bwdln.studies.base import (
+    STUDIES,
+    Claim,
+    Findings,
+    OnProgress,
+    check_different,
+    cut_short,
+    prepared,
+    run_all,
+    write_table,
+)
 from bwdln.theory.checks import LossName
 
 COLUMNS = ("depth", "1 − λ_k+1/λ_k", "predicted rate", "measured", "measured / predicted", "seeds")
@@ -87,7 +97,7 @@ def plan(config: Config, ratios: Sequence[float], depths: Sequence[float]) -> di
     takes = "float64 in this study, whose gaps fall to 1e-18"
     check(config.precision == "float64", "precision", config.precision, takes)
     check(config.loss.name in LOSSES, "loss", config.loss.name, f"one of {', '.join(LOSSES)}")
-    tau = dict(config.loss.options).get("tau", 0.0)
+    tau = config.loss.option("tau", 0.0)
     check(tau == 0, "loss.tau", tau, "0 in this study: modes below tau decay by a power of time")
     first = simulate.prepare(_job(config, depths[0]))
     check(first.dynamics.end_to_end, "dynamics", config.dynamics.name, "an end-to-end flow")
@@ -112,7 +122,7 @@ def _check_numbers(
     check(len(values) > 0, option, "[]", f"at least one of the {takes}")
     for value in values:
         check(lowest <= value < below and not (open_end and value == lowest), option, value, takes)
-        check(list(values).count(value) == 1, option, f"{value:g} twice", "different numbers")
+    check_different(option, values)
 
 
 def _job(config: Config, depth: float, spectrum: np.ndarray | None = None, rate: float = 1.0) -> Config:

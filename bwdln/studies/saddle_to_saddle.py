@@ -90,7 +90,7 @@ def plan(config: Config, fraction: float) -> dict[str, Config]:
     problems = {name: simulate.prepare(draft) for name, draft in drafts.items()}
     first = problems["bures_wasserstein_aligned"]
     check(first.dynamics.clock == "time", "dynamics", config.dynamics.name, "a flow, such as end_to_end_flow")
-    tau = float(dict(config.loss.options).get("tau", 0.0))
+    tau = float(config.loss.option("tau", 0.0))
     largest = float(first.target.eigenvalues[0])
     check(tau < largest, "loss.tau", f"{tau:g}", f"a number below the largest eigenvalue, {largest:g}")
     _check_smallness(first, tau, fraction)
@@ -104,7 +104,7 @@ def plan(config: Config, fraction: float) -> dict[str, Config]:
 
 def _starts(config: Config) -> dict[str, Choice]:
     """The aligned start of the configuration, and an unaligned one of the same scale."""
-    scale = dict(config.initialization.options).get("scale", 0.1)
+    scale = config.initialization.option("scale", 0.1)
     return {
         "aligned": config.initialization,
         "unaligned": Choice("small", (("balanced", True), ("scale", scale))),
@@ -137,7 +137,7 @@ def _waits(problem: Problem, free: np.ndarray, fraction: float) -> np.ndarray:
     """The predicted times that are to be waited for, of all seeds and modes: positive and finite."""
     loss = problem.config.loss
     name: LossName = "frobenius" if loss.name == "frobenius" else "bures_wasserstein"
-    tau = float(dict(loss.options).get("tau", 0.0))
+    tau = float(loss.option("tau", 0.0))
     spectrum, depth = np.asarray(problem.target.eigenvalues), float(problem.lane.depth)
     times = comparison.predictions(free, spectrum, depth, tau, name, fraction)
     return times[np.isfinite(times) & (times > 0)]

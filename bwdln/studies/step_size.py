@@ -26,7 +26,16 @@ from bwdln.losses import LOSSES
 from bwdln.registry import Choice
 from bwdln.results import Result
 from bwdln.simulate import Problem
-from bwdln.studies.base import STUDIES, Claim, Findings, OnProgress, prepared, run_all, write_table
+from bwdln.studies.base import (
+    STUDIES,
+    Claim,
+    Findings,
+    OnProgress,
+    check_different,
+    prepared,
+    run_all,
+    write_table,
+)
 from bwdln.targets import TARGETS
 
 #: How often all lanes are run. A round costs a program for the starts of each depth, a lane nearly
@@ -141,10 +150,8 @@ def plan(
 
 def _check_lists(depths: Sequence[int], smallest: Sequence[float]) -> None:
     for option, values in (("depths", depths), ("smallest_eigenvalues", smallest)):
-        name = f"study.{option}"
-        check(len(values) > 0, name, "[]", "at least one number")
-        repeated = next((each for each in values if list(values).count(each) > 1), 0)
-        check(not repeated, name, f"{repeated:g} twice", "different numbers")
+        check(len(values) > 0, f"study.{option}", "[]", "at least one number")
+        check_different(f"study.{option}", values)
     for depth in depths:
         check(depth >= 1, "study.depths", depth, "integers from 1")
 
@@ -167,14 +174,14 @@ def _check_start(config: Config) -> None:
     start = STARTS.resolved(config.initialization)
     takes = "close_to_target: stability is decided near the minimizer"
     check(start.name == "close_to_target", "initialization", start.name, takes)
-    tau, own = (dict(each.options).get("tau", 0.0) for each in (LOSSES.resolved(config.loss), start))
+    tau, own = (each.option("tau", 0.0) for each in (LOSSES.resolved(config.loss), start))
     check(tau == own, "initialization.tau", own, f"loss.tau = {tau:g}")
 
 
 def _of_case(config: Config, case: Case) -> Config:
     """The same job at this depth, with a target of this smallest eigenvalue."""
     target = dict(TARGETS.resolved(config.target).options)
-    largest, tau = target.get("largest", 1.0), dict(config.loss.options).get("tau", 0.0)
+    largest, tau = target.get("largest", 1.0), config.loss.option("tau", 0.0)
     takes = f"numbers above loss.tau = {tau:g}, at most target.largest = {largest:g}"
     check(tau < case.smallest <= largest, "study.smallest_eigenvalues", f"{case.smallest:g}", takes)
     check(target.get("rank") is None, "target.rank", target.get("rank"), "null: the target has full rank")
@@ -196,7 +203,7 @@ def _name(case: Case) -> str:
 
 def _range(config: Config, largest: float, tolerance: float) -> tuple[float, float]:
     """The smallest and the largest step size to try."""
-    smallest = dict(config.dynamics.options).get("step_size")
+    smallest = config.dynamics.option("step_size")
     if isinstance(smallest, int | float):  # whatever else it is, the dynamics refuses
         takes = f"a finite number above dynamics.step_size = {smallest:g}, where the search begins"
         check(smallest < largest < np.inf, "study.largest_step_size", f"{largest:g}", takes)

@@ -177,7 +177,7 @@ def mode_descent(
     check(bool(np.all(counts == np.rint(counts))), "steps", "fractions", "integers")
     first, eigenvalue, size = np.broadcast_arrays(first, eigenvalue, size)
     increments = np.diff(counts.astype(np.int64), prepend=0)
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         numbers = [jnp.asarray(each, jnp.float64) for each in (first, eigenvalue, size, depth, tau)]
         found = _descended(*numbers, jnp.asarray(increments), loss=loss)
     found = np.moveaxis(np.asarray(found), 0, -1)
