@@ -139,6 +139,101 @@ class Landscape:
         return mapped
 
 
+def _check_counts(options: Any, *names: str) -> None:
+    """Raise `InvalidOption` for numbers below 1, of a part of the configuration; null is one of some."""
+    defaults = {each.name: each.default for each in dataclasses.fields(options)}
+    for name in names:
+        value, null = getattr(options, name), ", or null" if defaults[name] is None else ""
+        check(value is None or value >= 1, name, value, f"an integer from 1{null}")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Tasks as processes of this machine, by submitit: how many at a time, and minutes that one may take."""
+
+    parallel: int | None = host(None)
+    timeout_min: float | None = host(None)
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "parallel")
+        minutes = self.timeout_min
+        sound = minutes is None or 0 < minutes < float("inf")
+        check(sound, "timeout_min", minutes, "a number above 0, or null")
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Tasks as jobs of Slurm, by submitit, in the words of sbatch; `time` in minutes.
+
+    `signal_delay_s`: how long before its end a task is told to save itself; `max_num_timeout`: how often it
+    is queued again then; `array_parallelism`: tasks at a time; `nodes`, `ntasks_per_node`: the processes of a
+    task, which then share each batch; `setup`: commands of the shell before it; `additional_parameters`: any
+    other option of sbatch, by name.
+    """
+
+    partition: str | None = host(None)
+    account: str | None = host(None)
+    qos: str | None = host(None)
+    constraint: str | None = host(None)
+    time: int = host(60)
+    mem: str | None = host(None)
+    cpus_per_task: int | None = host(None)
+    gpus_per_node: int | None = host(None)
+    nodes: int = host(1)
+    ntasks_per_node: int = host(1)
+    array_parallelism: int = host(256)
+    signal_delay_s: int = host(60)
+    max_num_timeout: int = host(100)
+    setup: tuple[str, ...] = host(())
+    additional_parameters: dict | None = host(None)
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "time", "cpus_per_task", "nodes", "ntasks_per_node")
+        _check_counts(self, "array_parallelism", "signal_delay_s", "max_num_timeout")
+        takes = f"fewer seconds than the {60 * self.time} of time: a task would be told to end as it begins"
+        check(self.signal_delay_s < 60 * self.time, "signal_delay_s", self.signal_delay_s, takes)
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Tasks as those of Ray, in its words; `address`: of a cluster, or null for this machine alone."""
+
+    address: str | None = host(None)
+    num_cpus: float = host(1.0)
+    num_gpus: float = host(0.0)
+    memory: int | None = host(None)
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "memory")
+        for name in ("num_cpus", "num_gpus"):
+            value = getattr(self, name)
+            check(0 <= value < float("inf"), name, value, "a finite number from 0")
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """One program over several processes: as `jax.distributed.initialize` has it; all null inside Slurm."""
+
+    coordinator_address: str | None = host(None)
+    num_processes: int | None = host(None)
+    process_id: int | None = host(None)
+
+    def __post_init__(self) -> None:
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        given = [name for name, value in values.items() if value is not None]
+        for name, value in values.items():
+            takes = f"a value beside {' and '.join(given)}; all three null inside Slurm"
+            check(value is not None or not given, name, "null", takes)
+        if self.num_processes is not None and self.process_id is not None:
+            _check_counts(self, "num_processes")
+            takes = f"an integer from 0 to {self.num_processes - 1}, another one in each process"
+            check(0 <= self.process_id < self.num_processes, "process_id", self.process_id, takes)
+
+
+#: What the batches of a sweep can be handed to; each but the first has options of its own, named like it.
+Engine = Literal["inline", "processes", "slurm", "ray", "distributed"]
+
+
 @dataclass(frozen=True)
 class Sweep:
     """How a sweep is run. Nothing here changes a result.
@@ -147,6 +242,10 @@ class Sweep:
     `checkpoint_seconds`: how often a batch in progress is saved. `zip` is for the sweeper: options that
     move together instead of being multiplied. `study`: what it is held against in the end
     (`studies.SWEEP_STUDIES`).
+
+    `engine`: where the batches run, with options under its name; in `tasks` pieces, or one a batch. One that
+    ends before its time is handed out again `retries` times at most. `wait_seconds`: how long the command
+    waits before it leaves the tasks to themselves; `silence_seconds`: the longest without a sign of life.
     """
 
     study: str | None = host(None)
@@ -156,13 +255,34 @@ class Sweep:
     lanes_per_batch: int | None = host(None)
     devices: int | None = host(None)
     checkpoint_seconds: float = host(30.0)
+    engine: Engine = host("inline")
+    tasks: int | None = host(None)
+    retries: int = host(2)
+    wait_seconds: float | None = host(None)
+    silence_seconds: float = host(600.0)
+    processes: Processes = host(Processes())
+    slurm: Slurm = host(Slurm())
+    ray: Ray = host(Ray())
+    distributed: Distributed = host(Distributed())
 
     def __post_init__(self) -> None:
-        for name in ("lanes_per_batch", "devices"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, name, value, "an integer from 1, or null")
-        seconds = self.checkpoint_seconds
-        check(seconds >= 0, "checkpoint_seconds", seconds, "a number of seconds from 0")
+        _check_counts(self, "lanes_per_batch", "devices", "tasks")
+        silence = self.silence_seconds
+        check(silence > 0, "silence_seconds", silence, "a number of seconds above 0")
+        for name in ("checkpoint_seconds", "wait_seconds"):
+            seconds = getattr(self, name)
+            check(seconds is None or seconds >= 0, name, seconds, "a number of seconds from 0")
+        check(self.retries >= 0, "retries", self.retries, "an integer from 0")
+        for name in ("processes", "slurm", "ray", "distributed"):
+            own = getattr(self, name)
+            for each in dataclasses.fields(own) if name != self.engine else ():
+                value = getattr(own, each.name)
+                takes = f"nothing with sweep.engine={self.engine}: it is an option of {name}"
+                check(value == each.default, f"{name}.{each.name}", value, takes)
+        inline = self.engine in ("inline", "distributed")
+        takes = f"null with sweep.engine={self.engine}, which hands nothing out"
+        check(not inline or self.tasks is None, "tasks", self.tasks, takes)
+        check(not inline or self.wait_seconds is None, "wait_seconds", self.wait_seconds, takes)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,10 @@ class InvalidOption(ValueError):
         super().__init__(f"{option}: got {got}; takes {takes}")
 
 
+class Failure(Exception):
+    """What was raised in another process, or became of it: one line, since the rest is in the log there."""
+
+
 @contextmanager
 def within(group: str) -> Iterator[None]:
     """Name the options of every `InvalidOption` raised inside as members of `group`."""

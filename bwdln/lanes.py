@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from bwdln import linalg
 from bwdln.dynamics import integrate
 from bwdln.dynamics.base import Outcome, State
 from bwdln.program import Lane, Program, Static, placed, program
@@ -33,6 +34,8 @@ SIZES_ON_CPU = (64, 8, 1)
 #: On an accelerator, and over several devices, all lanes go together; when this fraction of them is left,
 #: they move to a program for so many.
 FEWER = 4
+#: The variable that says how many cores this process may use.
+CORES = "BWDLN_CORES"
 #: Seconds between two looks at progress and at Ctrl-C, about.
 PACE = 0.25
 
@@ -314,13 +317,25 @@ class Lanes:
 
 def batch_size_on_cpu(count: int) -> int:
     """Lanes in a batch on a CPU, of so many in all."""
-    return next(size for size in SIZES_ON_CPU if size == 1 or size * PROGRAMS_PER_CORE * _cores() <= count)
+    return next(size for size in SIZES_ON_CPU if size == 1 or size * PROGRAMS_PER_CORE * cores() <= count)
 
 
-def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> tuple[int, int]:
-    """The bytes of one lane on its device, and of so many records and its end on the host; nothing compiles.
+class Bytes(NamedTuple):
+    """What a lane takes of memory: its state and the work on it, on its device; what the host keeps."""
 
-    `lane` holds the traced numbers of one lane. What XLA needs meanwhile is not counted.
+    state: int
+    work: int
+    host: int
+
+
+def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> Bytes:
+    """The bytes of one lane, with so many records, estimated; nothing compiles.
+
+    `lane` holds the traced numbers of one lane. With b bytes a number, an n × k generator and P numbers in
+    all layers, the state is P b for descent, 6 P b for flows with their stages. The work is what XLA needs
+    meanwhile, an estimate from above of what it says of its programs: 3 states, b n (16 k + 4 ROWS) for
+    decompositions of the generator, with τ > 0 also 8 b n²: the gap then takes one that is n × n. On
+    the host are P b and the records.
     """
 
     def shaped(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -333,7 +348,13 @@ def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> 
     attempts = jax.ShapeDtypeStruct((), np.int32)
     _, _, seen = jax.eval_shape(functions.advance, lanes, state, shaped(()), attempts)
     final = jax.eval_shape(functions.finish, state)
-    return _bytes((lanes, weights, state)), records * _bytes(seen) + _bytes((known, final))
+    size, rank = static.widths[-1], min(static.widths)
+    work = size * (16 * rank + 4 * linalg.ROWS)
+    if lane.loss.get("tau") is not None:
+        work += 8 * size**2
+    held = _bytes((lanes, weights, state))
+    moved = 3 * _bytes(state) + work * np.dtype(precision).itemsize
+    return Bytes(held, moved, records * _bytes(seen) + _bytes((known, final)))
 
 
 def memory_limit(devices: Sequence[jax.Device] | None) -> int:
@@ -356,12 +377,14 @@ def _bytes(tree: object) -> int:
 
 def _workers(devices: Sequence[jax.Device]) -> int:
     """Batches to run side by side: as many as cores on one CPU device, else one, over all devices."""
-    return _cores() if jax.default_backend() == "cpu" and len(devices) == 1 else 1
+    return cores() if jax.default_backend() == "cpu" and len(devices) == 1 else 1
 
 
-def _cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores() -> int:
+    """The cores this process may use; `BWDLN_CORES` says it where fewer are its own than it sees."""
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = os.environ.get(CORES, "")
+    return min(seen, int(own)) if own.isdecimal() and int(own) else seen
 
 
 def _cut(lanes: np.ndarray, size: int) -> np.ndarray:

@@ -23,7 +23,7 @@ import xarray
 from jax import lax
 
 from bwdln import config as configuration
-from bwdln import data, initializations, networks, results, targets
+from bwdln import data, distribution, initializations, networks, results, targets
 from bwdln.certification import certified, check_certifiable
 from bwdln.config import Config
 from bwdln.dynamics.base import DYNAMICS, Dynamics, Outcome
@@ -119,8 +119,23 @@ def _integrated(
     interruption: Interruption,
 ) -> History:
     start, lanes = begin(problems)
-    interrupted = lanes.run(points(problems), on_progress, interruption.check)
-    return History(start, lanes.records, lanes.finish(), interrupted)
+
+    def advance() -> bool:
+        interrupted = lanes.run(points(problems), on_progress, interruption.check)
+        if interrupted and distribution.processes() > 1:  # the others have other records by now
+            raise KeyboardInterrupt
+        return interrupted
+
+    return history(start, lanes, advance)
+
+
+def history(start: Start, lanes: Lanes, advance: Callable[[], bool]) -> History:
+    """What all lanes go through, those of other processes too; `advance` says whether it was interrupted."""
+    with distribution.together():
+        interrupted = advance()
+        part = lanes.records, lanes.finish()
+    records, final = distribution.gathered(part, len(start.end_to_end))
+    return History(start, records, final, interrupted)
 
 
 def finished(problems: Sequence[Problem], history: History, seconds: float) -> list[results.Result]:
@@ -138,9 +153,9 @@ def finished(problems: Sequence[Problem], history: History, seconds: float) -> l
 
 
 def points(problems: Sequence[Problem]) -> np.ndarray:
-    """Where on its clock each lane of the problems is looked at; (lanes, records)."""
+    """Where on its clock each lane of this process is looked at; (lanes, records)."""
     stacked: np.ndarray = _stacked([(problem.record_points, problem.config.seeds) for problem in problems])
-    return stacked
+    return distribution.own(stacked, len(stacked))
 
 
 def begin(
@@ -149,13 +164,15 @@ def begin(
     """The starts and the lanes of problems as `run_together` takes them, before the first step.
 
     They are spread over the `devices`, all there are if none are given. Calls with the same `places`, at
-    least as many as lanes, share what is compiled.
+    least as many as lanes, share what is compiled. Where several processes share the program, the lanes are
+    those of this one, the start is that of all.
     """
     start, first = starts(problems), problems[0]
     every = _stacked([(problem.lane, problem.config.seeds) for problem in problems])
-    weights = _in_eigenbasis(problems, start.weights)
+    lane, weights = distribution.own((every, _in_eigenbasis(problems, start.weights)), len(start.end_to_end))
     clock, precision = first.dynamics.clock, first.config.precision
-    return start, Lanes(first.static, every, weights, precision, clock, devices, places)
+    own_places = None if places is None else -(-places // distribution.processes())
+    return start, Lanes(first.static, lane, weights, precision, clock, devices, own_places)
 
 
 def _stacked(parts: Sequence[tuple[Any, int]]) -> Any:
@@ -277,7 +294,7 @@ def _limit_lapack() -> None:
 
 def _on_cpu() -> AbstractContextManager[object]:
     """What is not part of a compiled program is computed on the CPU, which has float64 everywhere."""
-    return jax.default_device(jax.devices("cpu")[0])
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
 
 
 # --- starts ---------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ import shutil
 import socket
 import sys
 import textwrap
+import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ log = logging.getLogger(__name__)
 
 #: Parts of the package that decide no number of a result.
 NOT_NUMERICS = (
-    *("analysis", "batching", "collection", "comparison", "errors", "figures", "interruption"),
-    *("launcher", "report", "results", "store", "studies", "sweep", "types"),
+    *("analysis", "batching", "collection", "comparison", "engines", "errors", "figures"),
+    *("interruption", "launcher", "report", "results", "store", "studies", "sweep", "types"),
 )
 #: The choices of a configuration, and where their functions are.
 REGISTRIES = {"target": TARGETS, "initialization": STARTS, "loss": LOSSES, "dynamics": DYNAMICS}
@@ -211,9 +212,7 @@ class Store:
         with file:
             with results.writing(self.folder):
                 if not _locked(file):
-                    file.seek(0)
-                    holder = " ".join(file.read().decode(errors="replace").split())
-                    takes = f"a folder where no sweep runs; there is {holder}: wait, or choose another"
+                    takes = f"a folder where no sweep runs; there is {self.holder()}: wait, or choose another"
                     raise InvalidOption("hydra.sweep.dir", self.folder.parent, takes)
                 file.truncate(0)
                 own = f"process {os.getpid()} on {socket.gethostname()}, {shlex.join(sys.orig_argv)}"
@@ -221,9 +220,21 @@ class Store:
                 self._tidy()
             yield
 
+    def holder(self) -> str | None:
+        """The process that holds the lock, as it describes itself; None where none does."""
+        try:
+            with open(self.folder / "lock", "rb", buffering=0) as file:
+                if _locked(file):
+                    return None
+                return " ".join(file.read().decode(errors="replace").split())
+        except OSError:
+            return None
+
     def _tidy(self) -> None:
-        """Remove what processes left that were killed while they wrote."""
-        for pattern in (".*.nc", ".writable-*", "checkpoints/.*.npz", "checkpoints/.writable-*"):
+        """Remove what processes left that were killed while they wrote, unless some may be writing."""
+        if any(self.folder.glob("tasks/*.alive.json")):
+            return
+        for pattern in (".*.nc", ".*.json", ".writable-*", "checkpoints/.*.npz", "checkpoints/.writable-*"):
             for left in self.folder.glob(pattern):
                 left.unlink(missing_ok=True)
 
@@ -292,11 +303,14 @@ class Store:
 
     # --- checkpoints ---
 
-    def save_checkpoint(self, keys: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
-        """Save how far the batch of the results of those keys is, in place of what was saved of it before."""
-        path = self._checkpoint(keys)
+    def save_checkpoint(self, keys: Sequence[str], arrays: Mapping[str, np.ndarray], part: str = "") -> None:
+        """Save how far the batch of the results of those keys is, in place of what was saved of it before.
+
+        `part`: of which of several processes it is, that share the batch.
+        """
+        path = self._checkpoint(keys, part)
         results.writable(path.parent)
-        temporary = path.with_name(f".{path.name}")
+        temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.npz")
         try:
             with results.writing(path.parent):
                 with temporary.open("wb") as file:
@@ -317,9 +331,9 @@ class Store:
                 found.append(tuple(map(str, file["keys"])))
         return found
 
-    def checkpoint(self, keys: Sequence[str]) -> dict[str, np.ndarray] | None:
+    def checkpoint(self, keys: Sequence[str], part: str = "") -> dict[str, np.ndarray] | None:
         """What was saved of a batch, if anything was. A damaged file is set aside."""
-        path = self._checkpoint(keys)
+        path = self._checkpoint(keys, part)
         if not path.is_file():
             return None
         try:
@@ -334,14 +348,35 @@ class Store:
 
     def drop_checkpoint(self, keys: Sequence[str]) -> None:
         """Remove what was saved of a batch, if anything was."""
+        self._drop(self._saved(keys))
+
+    def drop_older(self, keys: Sequence[str], moment: float) -> None:
+        """Remove the results of those keys, and what was saved of their batches, from before a moment.
+
+        `moment`: a time that a file was changed, in seconds since the epoch. What was published stays.
+        """
+        batches = [batch for batch in self.checkpoints() if set(batch) <= set(keys)]
+        saved = [
+            path for batch in batches for path in self.folder.glob(f"checkpoints/{_name_of(batch)}*.npz")
+        ]
+        found = [path for path in map(self._result, keys) if path.is_file()]
+        self._drop(path for path in [*found, *saved] if path.stat().st_mtime < moment)
+
+    def _saved(self, keys: Sequence[str]) -> list[Path]:
+        """The checkpoints of a batch: one, or one of each process that shares it."""
+        return list(self.folder.glob(f"checkpoints/{_name_of(keys)}*.npz"))
+
+    def _drop(self, paths: Iterable[Path]) -> None:
         with results.writing(self.folder):
-            self._checkpoint(keys).unlink(missing_ok=True)
+            for path in paths:
+                path.unlink(missing_ok=True)
 
     def _result(self, key: str) -> Path:
         return self.folder / f"{key}.nc"
 
-    def _checkpoint(self, keys: Sequence[str]) -> Path:
-        return self.folder / "checkpoints" / f"{_digest(' '.join(keys))}.npz"
+    def _checkpoint(self, keys: Sequence[str], part: str = "") -> Path:
+        behind = f"-{part.replace(' ', '-')}" if part else ""
+        return self.folder / "checkpoints" / f"{_name_of(keys)}{behind}.npz"
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         """Rename a file that cannot be read, so that what it should hold is computed again."""
@@ -373,6 +408,11 @@ def _locked(file: FileIO) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _name_of(keys: Sequence[str]) -> str:
+    """Of a batch, from the keys of its pieces."""
+    return _digest(" ".join(keys))
 
 
 def _link_or_copy(source: Path, path: Path) -> None:

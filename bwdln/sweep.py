@@ -7,8 +7,10 @@ fails, and is saved as a checkpoint: the next one begins when it has ended.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
+import json
 import logging
 import time
 from collections import deque
@@ -17,8 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from bwdln import lanes, results, simulate
-from bwdln.config import Config, Sweep, split
+from bwdln import distribution, lanes, results, simulate
+from bwdln.config import Config, Sweep, from_mapping, split
 from bwdln.errors import InvalidOption, check
 from bwdln.initializations import STARTS
 from bwdln.interruption import Interruption
@@ -32,8 +34,8 @@ log = logging.getLogger(__name__)
 
 #: Lanes in a batch on a CPU unless told otherwise: more gain nothing, and a batch is what a failure costs.
 LANES_PER_BATCH_ON_CPU = 512
-#: The share of the memory that a batch may take by its estimate, which leaves out what XLA needs meanwhile.
-SHARE_OF_MEMORY = 0.2
+#: The share of the memory that a batch may take by its estimate.
+SHARE_OF_MEMORY = 0.5
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -73,7 +75,7 @@ class Plan(NamedTuple):
 
     `keys`: what the result of each job is stored under. `stored`: jobs whose result is there.
     `refused`: jobs that cannot be run, and why. `programs`: for each program to compile its batches.
-    `bytes_per_batch`: on the devices, and of records on the host, of the largest batch, estimated.
+    `bytes_per_batch`: on the devices, and on the host of records and targets, of the largest; an estimate.
     """
 
     configs: dict[int, Config]
@@ -106,7 +108,7 @@ class SweepProgress(NamedTuple):
     stored: int
     failed: int
     lanes: int
-    lanes_done: int
+    lanes_done: float
     running: Progress | None
 
 
@@ -150,13 +152,15 @@ def plan(configs: Mapping[int, Config], options: Sweep | None = None, store: Sto
             refused[job] = refused[first[key]]
     keys = {job: key for job, key in keys.items() if job not in refused}
     programs, largest = [], (0, 0)
+    lanes = sum(problem.config.seeds for problem in problems.values())
+    fair = lanes if options.tasks is None else max(1, -(-lanes // options.tasks))
     for names in groups(problems):
         group = [problems[name] for name in names]
-        size, needed = _lanes_per_batch(group[0], devices, options)
+        size = min(fair, _lanes_per_batch(group[0], devices, options))
         pieces = [piece for name in names for piece in _pieces(name, keys[name], problems[name], size)]
         batches = _batches(pieces, size, _begun(store) if not options.fresh else [])
         programs.append(tuple(batches))
-        largest = max(largest, (needed[0] * batches[0].places, needed[1] * batches[0].places))
+        largest = max(largest, max(_bytes(batch, devices) for batch in batches))
     return Plan(dict(configs), keys, tuple(stored), refused, tuple(programs), devices, largest)
 
 
@@ -184,18 +188,30 @@ def _devices(count: int | None) -> tuple[jax.Device, ...]:
     return tuple(present[:count])
 
 
-def _lanes_per_batch(
-    problem: Problem, devices: Sequence[jax.Device], options: Sweep
-) -> tuple[int, tuple[int, int]]:
-    """Lanes in a batch of a program, and the bytes of one lane on its device and on the host."""
-    records = len(problem.record_points)
-    on_device, on_host = lanes.bytes_per_lane(problem.static, problem.lane, problem.config.precision, records)
+def _lanes_per_batch(problem: Problem, devices: Sequence[jax.Device], options: Sweep) -> int:
+    """Lanes in a batch of a program."""
     if options.lanes_per_batch is not None:
-        return options.lanes_per_batch, (on_device, on_host)
-    room = [lanes.memory_limit(devices) / on_device, lanes.memory_limit(None) / on_host]
-    fitting = max(1, int(SHARE_OF_MEMORY * min(room)))
-    on_cpu = devices[0].platform == "cpu"
-    return min(fitting, LANES_PER_BATCH_ON_CPU) if on_cpu else fitting, (on_device, on_host)
+        return options.lanes_per_batch
+    needed, on_cpu = _bytes_per_lane(problem), devices[0].platform == "cpu"
+    room = SHARE_OF_MEMORY * lanes.memory_limit(devices)
+    # On a CPU a program works on one lane at a time, elsewhere on all of them.
+    fitting = room / needed.state if on_cpu else room / (needed.state + needed.work)
+    fitting = max(1, int(min(fitting, SHARE_OF_MEMORY * lanes.memory_limit(None) / needed.host)))
+    return min(fitting, LANES_PER_BATCH_ON_CPU) if on_cpu else fitting
+
+
+def _bytes_per_lane(problem: Problem) -> lanes.Bytes:
+    records = len(problem.record_points)
+    return lanes.bytes_per_lane(problem.static, problem.lane, problem.config.precision, records)
+
+
+def _bytes(batch: Batch, devices: Sequence[jax.Device]) -> tuple[int, int]:
+    """The bytes of a batch on the devices and on the host, where each target is in three n × n matrices."""
+    needed = _bytes_per_lane(batch.pieces[0].problem)
+    at_a_time = min(batch.places, lanes.cores()) if devices[0].platform == "cpu" else batch.places
+    on_devices = batch.places * needed.state + at_a_time * needed.work
+    targets = {piece.problem.config.target: piece.problem.target.dimension for piece in batch.pieces}
+    return on_devices, batch.places * needed.host + sum(3 * 8 * size**2 for size in targets.values())
 
 
 def _pieces(job: int, key: str, problem: Problem, size: int) -> list[Piece]:
@@ -275,25 +291,15 @@ def execute(
     saves the batch in progress and raises `KeyboardInterrupt`; a second one gives up at once.
     """
     options = options or Sweep()
-    told = _Told(planned, on_progress)
-    damaged = {}
-    for job in planned.stored:
-        result = store.result(planned.keys[job]) if store is not None else None
-        if result is None:
-            damaged[job] = planned.configs[job]
-        else:
-            yield told.done(Done(job, result, True))
-    waiting = deque([*planned.batches, *(plan(damaged, options, store).batches if damaged else ())])
-    alike = _alike(planned)
-    parts: dict[int, list[Result]] = {}
-    failed: set[int] = set()
+    books = Books(planned, options, store, on_progress)
+    yield from books.stored()
+    waiting = deque(books.batches)
     while waiting:
-        batch = waiting.popleft()
-        batch = batch._replace(pieces=tuple(piece for piece in batch.pieces if piece.job not in failed))
+        batch = books.wanted(waiting.popleft())
         if not batch.pieces:
             continue
         try:
-            outcomes = _outcomes(batch, planned.devices, options, store, told)
+            outcomes = _outcomes(batch, planned.devices, options, store, books.running)
         except Exception as error:
             gc.collect()  # of what the batch held on the devices
             halves = _halved(batch, error)
@@ -301,30 +307,102 @@ def execute(
                 log.info("a batch of %d lanes failed and is halved: %s", batch.lanes, error)
                 waiting.extendleft(reversed(halves))
                 continue
-            broken = batch.pieces[0].job
-            failed.add(broken)
-            told.ended(batch.lanes)
-            for job in alike[broken]:
-                yield told.done(Done(job, error, False))
+            books.ended(batch.lanes)
+            yield from books.failed(batch.pieces[0].job, error)
             continue
-        told.ended(batch.lanes)
+        books.ended(batch.lanes)
         for piece, outcome in zip(batch.pieces, outcomes, strict=True):
-            config = planned.configs[piece.job]
-            own = parts.setdefault(piece.job, [])
-            own.append(outcome)
             if store is not None:
                 store.keep(piece.key, outcome, replace=options.fresh)
-            if sum(part.dataset.sizes["seed"] for part in own) < config.seeds:
-                continue
-            own.sort(key=lambda part: int(part.dataset["seed"][0]))
-            whole = own[0] if len(own) == 1 else results.joined(own, config)
-            del parts[piece.job]
-            if store is not None and len(own) > 1:
-                store.keep(planned.keys[piece.job], whole, replace=options.fresh)
-            for job in alike[piece.job]:
-                yield told.done(Done(job, whole, False))
+            yield from books.came(piece, outcome)
         if store is not None:
             store.drop_checkpoint(batch.keys)
+
+
+class Books:
+    """Which jobs are done: puts pieces together to jobs, and tells how far the sweep is.
+
+    `batches` are to run: those planned, and of jobs whose stored result turned out to be damaged.
+    """
+
+    def __init__(
+        self,
+        planned: Plan,
+        options: Sweep,
+        store: Store | None,
+        on_progress: Callable[[SweepProgress], None] | None,
+    ) -> None:
+        self.batches = planned.batches
+        self._planned, self._options, self._store, self._tell = planned, options, store, on_progress
+        self._alike = _alike(planned)
+        self._parts: dict[int, list[Result]] = {}
+        self._failed: set[int] = set()
+        refused = len(planned.refused)
+        self._now = SweepProgress(len(planned.configs), refused, 0, refused, planned.lanes, 0, None)
+
+    def stored(self) -> Iterator[Done]:
+        """The jobs whose result was there before; what is damaged joins the batches."""
+        damaged = {}
+        for job in self._planned.stored:
+            result = self._store.result(self._planned.keys[job]) if self._store is not None else None
+            if result is None:
+                damaged[job] = self._planned.configs[job]
+            else:
+                yield self._done(Done(job, result, True))
+        if damaged:
+            self.batches = [*self.batches, *plan(damaged, self._options, self._store).batches]
+
+    def wanted(self, batch: Batch) -> Batch:
+        """A batch without what belongs to jobs that failed meanwhile."""
+        return batch._replace(pieces=tuple(each for each in batch.pieces if each.job not in self._failed))
+
+    def came(self, piece: Piece, outcome: Result) -> Iterator[Done]:
+        """The result of a piece is here: the jobs that are done by it."""
+        if piece.job in self._failed:
+            return
+        config = self._planned.configs[piece.job]
+        own = self._parts.setdefault(piece.job, [])
+        own.append(outcome)
+        if sum(part.dataset.sizes["seed"] for part in own) < config.seeds:
+            return
+        own.sort(key=lambda part: int(part.dataset["seed"][0]))
+        whole = own[0] if len(own) == 1 else results.joined(own, config)
+        del self._parts[piece.job]
+        if self._store is not None and len(own) > 1:
+            self._store.keep(self._planned.keys[piece.job], whole, replace=self._options.fresh)
+        for job in self._alike[piece.job]:
+            yield self._done(Done(job, whole, False))
+
+    def failed(self, job: int, error: Exception) -> Iterator[Done]:
+        """A job cannot come to its end, nor can those of the same content."""
+        if job in self._failed:
+            return
+        self._failed.add(job)
+        self._parts.pop(job, None)
+        for each in self._alike[job]:
+            yield self._done(Done(each, error, False))
+
+    def running(self, progress: Progress) -> None:
+        """What runs is so far."""
+        self._change(running=progress)
+
+    def ended(self, lanes: int) -> None:
+        """What ran has ended, with so many lanes."""
+        self._change(running=None, lanes_done=self._now.lanes_done + lanes)
+
+    def reached(self, lanes: float) -> None:
+        """What runs elsewhere has done so many lanes in all."""
+        self._change(lanes_done=lanes)
+
+    def _done(self, done: Done) -> Done:
+        now, failed = self._now, isinstance(done.outcome, Exception)
+        self._change(done=now.done + 1, stored=now.stored + done.stored, failed=now.failed + failed)
+        return done
+
+    def _change(self, **values: Any) -> None:
+        self._now = self._now._replace(**values)
+        if self._tell is not None:
+            self._tell(self._now)
 
 
 def _outcomes(
@@ -332,7 +410,7 @@ def _outcomes(
     devices: Sequence[jax.Device],
     options: Sweep,
     store: Store | None,
-    told: _Told,
+    on_progress: Callable[[Progress], None],
 ) -> list[Result]:
     """The result of each piece of a batch; those that are stored as parts of a job are not run again."""
     known: dict[str, Result] = {}
@@ -342,7 +420,7 @@ def _outcomes(
     missing = batch._replace(pieces=tuple(piece for piece in batch.pieces if piece.key not in known))
     if missing.pieces:
         with Interruption() as interruption:
-            ran = _run_batch(missing, devices, options, store, told, interruption.check)
+            ran = _run_batch(missing, devices, options, store, on_progress, interruption.check)
         known |= dict(zip(missing.keys, ran, strict=True))
     return [known[key] for key in batch.keys]
 
@@ -352,36 +430,120 @@ def _run_batch(
     devices: Sequence[jax.Device],
     options: Sweep,
     store: Store | None,
-    told: _Told,
+    on_progress: Callable[[Progress], None],
     interrupt: Callable[[], None],
 ) -> list[Result]:
-    """Run the lanes of a batch, from its checkpoint if there is one."""
-    began = saved = time.perf_counter()
-    keys, problems = batch.keys, [piece.problem for piece in batch.pieces]
-    start, running = simulate.begin(problems, devices, batch.places)
-    if store is not None and not options.fresh and (snapshot := store.checkpoint(keys)) is not None:
-        running.restore(snapshot)
-        log.info("a batch of %d lanes goes on behind record %d", batch.lanes, len(running.records) - 1)
+    """Run the lanes of a batch, with the other processes if there are any."""
+    began = time.perf_counter()
+    order = Order(
+        [piece.problem.config.mapping() for piece in batch.pieces],
+        batch.keys,
+        batch.places,
+        options.devices,
+        None if store is None else str(store.folder.absolute()),
+        options.fresh,
+        options.checkpoint_seconds,
+    )
+    if distribution.processes() > 1:
+        distribution.told(json.dumps(order))
+    problems = [piece.problem for piece in batch.pieces]
+    history = _history(order, lambda: problems, devices, on_progress, interrupt)
+    return simulate.finished(problems, history, time.perf_counter() - began)
+
+
+class Order(NamedTuple):
+    """What the processes of a program run next, as the first of them tells the others."""
+
+    configs: list[dict[str, Any]]
+    keys: list[str]
+    places: int
+    devices: int | None
+    store: str | None
+    fresh: bool
+    checkpoint_seconds: float
+
+
+def follow() -> None:
+    """Advance the share of this process in every batch that the first one runs, until that has no more.
+
+    What goes wrong here goes wrong in the first process, too, which decides what follows from it.
+    """
+    simulate.set_up_process()
+
+    def quiet(progress: Progress) -> None:
+        """Only the first process shows how far it is."""
+
+    while text := distribution.told(""):
+        order = Order(*json.loads(text))
+
+        def problems(order: Order = order) -> list[Problem]:
+            return [simulate.prepare(from_mapping(config)) for config in order.configs]
+
+        with Interruption() as interruption:
+            try:
+                _history(order, problems, _devices(order.devices), quiet, interruption.check)
+            except (Exception, KeyboardInterrupt) as error:
+                log.info("a batch ended early: %s", error or type(error).__name__)
+
+
+@contextlib.contextmanager
+def first_process() -> Iterator[bool]:
+    """Says whether this is the first of the processes of the program, which runs sweeps inside.
+
+    The others first run what that tells them, until it has left; then all part.
+    """
+    try:
+        if distribution.is_first():
+            yield True
+        else:
+            follow()
+            yield False
+    finally:
+        if distribution.is_first() and distribution.processes() > 1:
+            distribution.told("")
+        distribution.part_company()
+
+
+def _history(
+    order: Order,
+    prepared: Callable[[], Sequence[Problem]],
+    devices: Sequence[jax.Device],
+    on_progress: Callable[[Progress], None],
+    interrupt: Callable[[], None],
+) -> simulate.History:
+    """Advance the lanes of this process, from their checkpoint if there is one; what came of all lanes."""
+    saved = time.perf_counter()
+    store = None if order.store is None else Store(order.store)
+    part = distribution.part()
+    with distribution.together():
+        problems = prepared()
+        start, running = simulate.begin(problems, devices, order.places)
+        snapshot = None if store is None or order.fresh else store.checkpoint(order.keys, part)
+        if snapshot is not None:
+            running.restore(snapshot)
+            log.info("a batch of %d lanes goes on behind record %d", running.count, len(running.records) - 1)
 
     def save() -> None:
         nonlocal saved
         if store is not None and running.records:
             try:
-                store.save_checkpoint(keys, running.snapshot())
+                store.save_checkpoint(order.keys, running.snapshot(), part)
             except InvalidOption as error:  # a full disk, say: the run may come to its end all the same
                 log.warning("no checkpoint: %s", error)
             saved = time.perf_counter()
 
     def save_sometimes() -> None:
-        if time.perf_counter() - saved >= options.checkpoint_seconds:
+        if time.perf_counter() - saved >= order.checkpoint_seconds:
             save()
 
-    points = simulate.points(problems)
-    if running.run(points, told.running, interrupt, on_record=save_sometimes, look=False):
-        save()
-        raise KeyboardInterrupt
-    history = simulate.History(start, running.records, running.finish(), False)
-    return simulate.finished(problems, history, time.perf_counter() - began)
+    def advance() -> bool:
+        points = simulate.points(problems)
+        if running.run(points, on_progress, interrupt, on_record=save_sometimes, look=False):
+            save()
+            raise KeyboardInterrupt
+        return False
+
+    return simulate.history(start, running, advance)
 
 
 def _halved(batch: Batch, error: Exception) -> list[Batch]:
@@ -412,30 +574,3 @@ def _alike(planned: Plan) -> dict[int, list[int]]:
     for job, key in planned.keys.items():
         by_key.setdefault(key, []).append(job)
     return {job: by_key[key] for job, key in planned.keys.items()}
-
-
-class _Told:
-    """Keeps count of jobs and lanes, and tells how far the sweep is."""
-
-    def __init__(self, planned: Plan, on_progress: Callable[[SweepProgress], None] | None) -> None:
-        self._tell, refused = on_progress, len(planned.refused)
-        self._now = SweepProgress(len(planned.configs), refused, 0, refused, planned.lanes, 0, None)
-
-    def done(self, done: Done) -> Done:
-        """A job has ended."""
-        now, failed = self._now, isinstance(done.outcome, Exception)
-        self._change(done=now.done + 1, stored=now.stored + done.stored, failed=now.failed + failed)
-        return done
-
-    def running(self, progress: Progress) -> None:
-        """The batch that runs is so far."""
-        self._change(running=progress)
-
-    def ended(self, lanes: int) -> None:
-        """The batch that ran has ended, with so many lanes."""
-        self._change(running=None, lanes_done=self._now.lanes_done + lanes)
-
-    def _change(self, **values: Any) -> None:
-        self._now = self._now._replace(**values)
-        if self._tell is not None:
-            self._tell(self._now)

@@ -1,5 +1,6 @@
 """Lanes that run together, each as if alone: packing, independence, and how they end."""
 
+import itertools
 import logging
 import os
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from problems import job
 
-from bwdln import lanes, simulate
+from bwdln import lanes, program, simulate
 from bwdln.dynamics.base import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,9 +163,9 @@ def test_padding_ends_before_it_begins():
 
 SIDE_BY_SIDE = """
 from problems import job
-from bwdln import lanes, simulate
+from bwdln import lanes, program, simulate
 
-lanes._cores = lambda: 4
+lanes.cores = lambda: 4
 for method in ("auto", "rkc"):
     dynamics = {"name": "end_to_end_flow", "end_time": 0.05, "method": method}
     simulate.run(
@@ -187,3 +188,35 @@ def test_decompositions_of_many_batches_side_by_side_never_wait_for_each_other()
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", SIDE_BY_SIDE], env=environment, timeout=180, check=False)
         assert done.returncode == 0
+
+
+@pytest.mark.parametrize("dynamics", ["gradient_descent", "gradient_flow", "end_to_end_flow"])
+@pytest.mark.parametrize(
+    ("size", "rank", "hidden", "tau"),
+    [(300, 8, 300, 0.0), (300, 60, 60, 0.0), (300, 8, 8, 0.1), (600, 8, 8, 0.0)],
+)
+def test_the_estimate_of_memory_covers_what_the_compiler_says(dynamics, size, rank, hidden, tau):
+    options = {"step_size": 0.01, "steps": 10} if dynamics == "gradient_descent" else {"end_time": 1.0}
+    config = job(
+        target={"name": "geometric", "dimension": size, "condition_number": 10.0},
+        network={"depth": 3, "bottleneck": rank, "hidden_width": hidden},
+        initialization={"name": "xavier_normal", "balanced": dynamics == "end_to_end_flow"},
+        dynamics={"name": dynamics, **options},
+        loss={"name": "bures_wasserstein", "tau": tau},
+    )
+    problem = simulate.prepare(config)
+    estimate = lanes.bytes_per_lane(problem.static, problem.lane, "float64", 1)
+
+    def shaped(shape):
+        return jax.ShapeDtypeStruct((1, *shape), "float64")
+
+    functions = program.program(problem.static)
+    lane = jax.tree.map(lambda leaf: shaped(np.shape(leaf)), problem.lane)
+    weights = tuple(shaped(pair[::-1]) for pair in itertools.pairwise(problem.static.widths))
+    state, _ = jax.eval_shape(functions.init, lane, weights)
+    attempts = jax.ShapeDtypeStruct((), np.int32)
+    needed = functions.advance.lower(lane, state, shaped(()), attempts).compile().memory_analysis()
+    assert needed.argument_size_in_bytes <= estimate.state
+    assert needed.temp_size_in_bytes <= estimate.work <= 30 * needed.temp_size_in_bytes
+    if (size, hidden) == (600, 8):  # no n × n matrix
+        assert needed.temp_size_in_bytes < 8 * size**2
