@@ -28,6 +28,10 @@ class Refused(Exception):
     """A job failed, and its user has been told why."""
 
 
+class Detached(Exception):
+    """The jobs go on elsewhere, without this process."""
+
+
 class BatchTask(Protocol):
     """A task that runs the jobs of a sweep together; a function declares it by two attributes."""
 

@@ -49,15 +49,17 @@ class Batches:
 
     def plan(self, jobs: Sequence[Job], folder: Path) -> None:
         """Print what a sweep would run. Runs and writes nothing."""
+        from bwdln import engines
+
         self._read(jobs)
-        self._planned(jobs, folder)
+        self._planned(jobs, folder, engines.prepared(self._options()))
 
     def batch(self, jobs: Sequence[Job], folder: Path) -> Iterator[tuple[int, Callable[[], float]]]:
         """Run jobs together; yields the number of each, and what is left to do as that job.
 
         Raises `InvalidOption` for what concerns the whole sweep, such as a folder that is in use.
         """
-        from bwdln import analysis, studies, sweep
+        from bwdln import analysis, engines, studies
         from bwdln.collection import Collection
         from bwdln.store import Store
         from experiments import display
@@ -67,18 +69,28 @@ class Batches:
         check(not self._options().dry_run, "sweep.dry_run", True, takes)
         analysis.check_objective(self._output().objective)
         studies.check_sweep_study(self._options().study)
-        self._folder = folder
+        options = engines.prepared(self._options())
+        takes = "inline where jobs are studies, which run programs of their own"
+        check(options.engine == "inline" or not self._alone, "sweep.engine", options.engine, takes)
         self._collection = self._collection or Collection(self._swept)
         store = Store(folder / "store")
-        with store.lock():
-            planned = self._planned(jobs, folder)
+        with engines.all_processes(options), store.lock():
+            self._folder = folder
+            engines.check_free(options, store)
+            planned = self._planned(jobs, folder, options)
             self._failed |= planned.refused
+            record = engines.Ledger(store.folder)
+            record.begin(options.engine, planned.keys)
             for job in jobs:
                 if job.number in self._failed:
                     yield job.number, partial(self._refuse, job.number)
-            with display.sweep_progress(folder) as on_progress:
-                for done in sweep.execute(planned, self._options(), store=store, on_progress=on_progress):
-                    yield done.job, partial(self._finish, done, store, planned.keys[done.job])
+            try:
+                with display.sweep_progress(folder) as on_progress:
+                    for done in engines.execute(planned, options, store, record, on_progress):
+                        yield done.job, partial(self._finish, done, store, planned.keys[done.job])
+            finally:
+                record.failed = {job: command_line.said(error) for job, error in self._failed.items()}
+                record.save()
         for job in jobs:
             if job.number in self._alone:
                 yield job.number, partial(self._conduct, job.number)
@@ -130,6 +142,11 @@ class Batches:
             return "interrupted"
         return f"interrupted: {self._came()}; the same command goes on from there"
 
+    def detached(self, what: str) -> str:
+        """What came of a sweep whose tasks go on without it."""
+        status = f"python -m experiments.status {self._folder}"
+        return f"{what}: {self._came()}; the same command comes back to them, {status} shows them"
+
     def _came(self) -> str:
         counts = f"{len(self._ended):,} of {len(self._jobs):,} jobs done"
         return f"{counts}, {self._stored:,} of them by an earlier sweep"
@@ -161,17 +178,18 @@ class Batches:
     def _output(self) -> Output:
         return next((each.output for each in self._trainings.values()), Output())
 
-    def _planned(self, jobs: Sequence[Job], folder: Path) -> Plan:
+    def _planned(self, jobs: Sequence[Job], folder: Path, options: Sweep) -> Plan:
         """Plan the jobs that are no studies, and say what that comes to."""
-        from bwdln import sweep
+        from bwdln import engines, sweep
         from bwdln.store import Store
         from experiments import display
 
         numbers = [job.number for job in jobs if job.number in self._trainings.keys() - self._alone]
         configs = {number: self._trainings[number].config for number in numbers}
-        planned = sweep.plan(configs, self._options(), Store(folder / "store"))
+        planned = sweep.plan(configs, options, Store(folder / "store"))
         studies = sum(job.number in self._alone for job in jobs)
-        for line in display.plan(planned, len(jobs), studies):
+        away = None if options.engine in engines.HERE else len(engines.dealt(planned.batches, options.tasks))
+        for line in display.plan(planned, len(jobs), studies, options.engine, away):
             print(line)
         return planned
 

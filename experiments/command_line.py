@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from bwdln.batching import BatchTask, Refused, expose_plugin
+from bwdln.batching import BatchTask, Detached, Refused, expose_plugin
 from bwdln.config import Landscape, Training, from_mapping
 from bwdln.errors import InvalidOption, check
 from bwdln.registry import Choice, load_plugins
@@ -63,6 +63,9 @@ class Sweeps(BatchTask, Protocol):
 
     def interrupted(self) -> str:
         """Say what came of a sweep that Ctrl-C ended."""
+
+    def detached(self, what: str) -> str:
+        """Say what came of a sweep of which that much goes on without it."""
 
 
 def application(
@@ -102,6 +105,9 @@ def application(
                 batches.conclude()
             if refused:
                 sys.exit(1)
+        except Detached as detached:
+            assert batches is not None
+            _say(batches.detached(str(detached)))
         except KeyboardInterrupt:
             _say("interrupted" if batches is None else batches.interrupted())
             _leave(INTERRUPTED)

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
+
+from bwdln.batching import Detached
 
 #: As many programs of a plan are listed.
 LISTED_PROGRAMS = 12
@@ -54,8 +57,8 @@ def state(at: Any) -> str:
 # --- sweeps ---------------------------------------------------------------------------------------
 
 
-def plan(planned: Any, jobs: int, studies: int) -> list[str]:
-    """What a `sweep.Plan` comes to, in lines; so many of the `jobs` are studies."""
+def plan(planned: Any, jobs: int, studies: int, engine: str = "inline", away: int | None = None) -> list[str]:
+    """What a `sweep.Plan` comes to, in lines; so many of the `jobs` are studies, so many tasks go away."""
     refused, before = len(planned.refused), len(planned.stored)
     failed = jobs - studies - len(planned.configs) + refused
     batches, platform = planned.batches, planned.devices[0].platform
@@ -78,9 +81,13 @@ def plan(planned: Any, jobs: int, studies: int) -> list[str]:
         lines.append(f"          {name}: {', '.join(counts)}")
     if len(planned.programs) > LISTED_PROGRAMS:
         lines.append(f"          … and {len(planned.programs) - LISTED_PROGRAMS:,} more")
-    lines.append(f"devices   {len(planned.devices)} x {platform}")
+    if engine != "inline":
+        lines.append(f"engine    {engine}" + ("" if away is None else f", {_count(away, 'task')}"))
     lines.append(
-        f"memory    about {on_device} on the devices and {on_host} for records, in the largest batch"
+        f"devices   {len(planned.devices)} x {platform}" if away is None else "devices   those of each task"
+    )
+    lines.append(
+        f"memory    about {on_device} on the devices, {on_host} for records and targets, in the largest batch"
     )
     return lines
 
@@ -163,6 +170,9 @@ def sweep_progress(folder: Path) -> Iterator[Callable[[Any], None]]:
         except KeyboardInterrupt:
             ending = "interrupted"
             raise
+        except Detached:
+            ending = "detached"
+            raise
         finally:
             if last:
                 _write_progress(folder, last[0], time.perf_counter() - began, ending)
@@ -205,6 +215,52 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+#: As many tasks of a status are listed: first those that failed or died, then those that run.
+LISTED_TASKS = 20
+#: The order in which tasks are listed; what is done or waits is counted only.
+OF_INTEREST = ("failed", "ended", "unknown", "running")
+
+
+def status(found: Any) -> list[str]:
+    """How a sweep stands, from `engines.status.look`, in lines."""
+    failed = sum(found.failed.values())
+    left = found.jobs - found.done - failed
+    lines = [
+        f"sweep    {found.folder}",
+        f"command  {found.command or 'none is at work'}",
+        f"jobs     {found.jobs:,}: {found.done:,} done, {failed:,} failed, {left:,} to do",
+    ]
+    if found.tasks:
+        states = Counter(task.state for task in found.tasks)
+        counts = [f"{states[state]:,} {state}" for state in ("done", "waiting", *reversed(OF_INTEREST))]
+        said = ", ".join(each for each in counts if not each.startswith("0 "))
+        lines.append(f"tasks    {_count(len(found.tasks), 'task')} of {found.engine}: {said}")
+    listed = sorted(
+        (task for task in found.tasks if task.state in OF_INTEREST),
+        key=lambda task: OF_INTEREST.index(task.state),
+    )
+    lines += [f"         {_of_task(task)}" for task in listed[:LISTED_TASKS]]
+    if len(listed) > LISTED_TASKS:
+        lines.append(f"         … and {len(listed) - LISTED_TASKS:,} more")
+    lines += [f"failed   {count:,} × {reason}" for reason, count in found.failed.most_common()]
+    return lines
+
+
+def _of_task(task: Any) -> str:
+    """A task in a line."""
+    parts = [f"{task.name} {task.state}", f"{task.lanes_done:,.0f} of {_count(task.lanes, 'lane')}"]
+    if task.host is not None:
+        parts.append(f"on {task.host}")
+    if task.silent is not None:
+        parts.append(f"last sign {task.silent:.0f} s ago")
+    if task.times > 1:
+        parts.append(f"handed out {task.times} times")
+    parts += [f"{count} × {reason}" for reason, count in Counter(task.reasons).items()]
+    if task.log is not None and task.state != "running":
+        parts.append(f"log {task.log}")
+    return ", ".join(parts)
 
 
 # --- tables ---------------------------------------------------------------------------------------

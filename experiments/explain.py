@@ -17,7 +17,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from bwdln.errors import InvalidOption, nearest
+from bwdln.errors import Failure, InvalidOption, nearest
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -65,7 +65,7 @@ def of_job(error: Exception) -> str:
     if isinstance(error, HydraException):
         cause = f": {str(error.__cause__).partition(chr(10))[0]}" if error.__cause__ else ""
         return one_line(error) + cause
-    return one_line(error) if isinstance(error, InvalidOption) else unforeseen(error)
+    return one_line(error) if isinstance(error, Failure | InvalidOption) else unforeseen(error)
 
 
 def unforeseen(error: Exception) -> str:

@@ -68,7 +68,7 @@ EXAMPLES = [block for block in blocks(README) if block.language == "python" and 
 FILES = [block for block in blocks(README) if block.file is not None]
 SHELL = [
     line
-    for document in ("README.md", "docs/index.md", "docs/gallery.md")
+    for document in ("README.md", "docs/index.md", "docs/gallery.md", "docs/cluster.md")
     for block in blocks((ROOT / document).read_text(encoding="utf-8"))
     if block.language == "bash"
     for line in block.text.splitlines()

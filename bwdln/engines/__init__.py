@@ -1,0 +1,24 @@
+"""Where the batches of a sweep run when not here: in other processes, in jobs of Slurm, in tasks of Ray.
+
+A sweep is planned as always; its batches become tasks (`tasks`), which an engine (`base`) runs somewhere, by
+the very code that runs them inline, into the same store. `driver` hands them out and gathers what they leave
+on disk, and `ledger` remembers what was handed out, for whoever comes back.
+"""
+
+from bwdln.engines.base import HERE, all_processes, prepared
+from bwdln.engines.driver import check_free, execute
+from bwdln.engines.ledger import Ledger
+from bwdln.engines.status import cancel, look
+from bwdln.engines.tasks import dealt
+
+__all__ = [
+    "HERE",
+    "Ledger",
+    "all_processes",
+    "cancel",
+    "check_free",
+    "dealt",
+    "execute",
+    "look",
+    "prepared",
+]

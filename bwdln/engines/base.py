@@ -1,0 +1,159 @@
+"""What an engine is: something that runs tasks elsewhere, and knows how they stand."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+
+from bwdln import distribution, lanes, sweep
+from bwdln.config import Sweep, plain
+from bwdln.errors import check
+
+#: The engines that hand nothing out.
+HERE = ("inline", "distributed")
+#: Processes at a time unless told otherwise, where there are as many cores.
+PARALLEL = 2
+
+
+class Standing(NamedTuple):
+    """How a task stands, as far as its engine knows; `reason`: why it ended, in the engine's words."""
+
+    state: Literal["waiting", "running", "ended", "unknown"]
+    reason: str = ""
+
+
+class Engine(Protocol):
+    """Runs `tasks.run` on files of tasks.
+
+    `outlives`: whether tasks go on when their command is interrupted. `parallel`: how many to hand out at a
+    time; None for all, where it has a queue of its own. `pace`: seconds between two questions that do it no
+    harm. `grace`: seconds after the end of a task until what it left is seen here.
+    """
+
+    outlives: bool
+    pace: float
+    grace: float
+
+    @property
+    def parallel(self) -> int | None:
+        """See above."""
+
+    def submit(self, tasks: Sequence[Path]) -> list[str]:
+        """Hand out tasks; what each goes by. Raises `InvalidOption` where the engine refuses them."""
+
+    def standings(self, names: Sequence[str]) -> dict[str, Standing]:
+        """How tasks stand that this or an earlier command handed out."""
+
+    def cancel(self, names: Sequence[str]) -> None:
+        """Tell tasks to save what they have and to end; those that ended are no error."""
+
+    def log(self, name: str) -> Path | None:
+        """Where what the task prints is kept, if anywhere."""
+
+    def close(self) -> None:
+        """Let go of what the engine holds."""
+
+
+def make(options: Sweep, folder: Path) -> Engine:
+    """The engine of a sweep, which keeps its logs in the folder.
+
+    Raises `InvalidOption` for an engine that is not installed, or not there.
+    """
+    if options.engine == "processes":
+        from bwdln.engines.processes import Processes
+
+        return Processes(options.processes, folder)
+    if options.engine == "slurm":
+        from bwdln.engines.slurm import Slurm
+
+        return Slurm(options.slurm, folder)
+    from bwdln.engines.ray import Ray
+
+    return Ray(options.ray)
+
+
+def prepared(options: Sweep) -> Sweep:
+    """The options of a sweep, with those of its engine that are left to it.
+
+    Where tasks are handed out, this process leaves the accelerators to them from here on.
+    Raises `InvalidOption` for an engine that cannot run here.
+    """
+    if options.engine in HERE:
+        return options
+    if options.engine in ("processes", "slurm"):
+        library("submitit", options.engine)
+    if options.engine == "ray":
+        library("ray", options.engine)
+    if options.engine == "slurm":
+        takes = "a machine that hands jobs to Slurm: there is no sbatch here; or another engine"
+        check(shutil.which("sbatch") is not None, "sweep.engine", "slurm", takes)
+    takes = "null with sweep.engine=ray, whose tasks end with the command"
+    check(
+        options.engine != "ray" or options.wait_seconds is None,
+        "sweep.wait_seconds",
+        options.wait_seconds,
+        takes,
+    )
+    jax.config.update("jax_platforms", "cpu")
+    if (
+        options.engine == "processes" and options.tasks is None
+    ):  # all of them at a time: their cores are known
+        return dataclasses.replace(options, tasks=options.processes.parallel or min(PARALLEL, lanes.cores()))
+    return options
+
+
+def library(name: str, engine: str) -> Any:
+    """The library of an engine. Raises `InvalidOption`, with what to install."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        module = None
+    # A folder of that name somewhere on the path is a module, too; Ray makes one for its temporary files.
+    found = module is not None and getattr(module, "__file__", None) is not None
+    takes = f"an installation with the extra `{engine}`: pip install 'bwdln[{engine}]'"
+    check(found, "sweep.engine", f"{engine} without {name}", takes)
+    return module
+
+
+@contextlib.contextmanager
+def all_processes(options: Sweep) -> Iterator[None]:
+    """With engine=distributed: join the processes that share the program; only the first one gets inside.
+
+    The others run what it tells them, and end. Raises `InvalidOption` where they do not find each other.
+    """
+    if options.engine != "distributed":
+        yield
+        return
+    joined = distribution.processes_joined()
+    takes = "inline with this sweeper, which hands over its jobs in several calls"
+    check(not joined, "sweep.engine", options.engine, takes)
+    distribution.initialize(**plain(options.distributed))
+    with sweep.first_process() as is_first:
+        if is_first:
+            yield
+    if not is_first:
+        sys.exit(0)
+
+
+@contextlib.contextmanager
+def importable() -> Iterator[dict[str, str]]:
+    """Let processes that are started meanwhile import what this one can; yields the variables that do it."""
+    before = os.environ.get("PYTHONPATH")
+    folders = [os.path.abspath(folder or os.getcwd()) for folder in sys.path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(folders))
+    try:
+        yield {"PYTHONPATH": os.environ["PYTHONPATH"]}
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before

@@ -1,0 +1,304 @@
+"""The command's side of tasks elsewhere: hand them out, watch over them, gather what they leave on disk.
+
+What decides is on disk: a task has ended when its report is there. Its engine is asked only about those that
+died. Nothing that lives is handed out twice, be it by an earlier command.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bwdln import sweep
+from bwdln.batching import Detached
+from bwdln.config import Sweep
+from bwdln.engines import base, ledger, tasks
+from bwdln.engines.base import Engine
+from bwdln.engines.ledger import Handed, Ledger
+from bwdln.engines.tasks import Task
+from bwdln.errors import Failure, InvalidOption
+from bwdln.store import Store
+from bwdln.sweep import Done, Piece, Plan, SweepProgress
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at the folder of the tasks.
+PACE = 0.2
+#: Seconds that tasks have to save what they have, where they end with the command.
+PATIENCE = 30.0
+#: So many of the last lines of the log of a task that is given up are shown.
+LINES = 12
+
+
+@dataclass
+class _Out:
+    """A task that is out: the pieces of this sweep in it, and what was last seen of it.
+
+    `attempts` counts those of this command; `signed`: the time of its sign of life, by its file system;
+    `seen`: when that changed, by the clock here; `gone`: since when its engine says that it ended.
+    """
+
+    name: str
+    pieces: dict[str, Piece]
+    attempts: int
+    seen: float
+    signed: int = 0
+    gone: float | None = None
+    lanes_done: float = 0.0
+
+
+def execute(
+    planned: Plan,
+    options: Sweep,
+    store: Store,
+    record: Ledger | None = None,
+    on_progress: Callable[[SweepProgress], None] | None = None,
+) -> Iterator[Done]:
+    """Run what was planned by the engine of the options; yields every job that can run, when it is done.
+
+    Tasks of an earlier command that live are waited for. Ctrl-C leaves tasks to an engine that outlives the
+    command; else it ends them, when they have saved what they have. Inline it is `sweep.execute`.
+
+    Raises `InvalidOption` for an engine that does not take the tasks; `Detached` after `wait_seconds`.
+    """
+    if options.engine in base.HERE:
+        yield from sweep.execute(planned, options, store=store, on_progress=on_progress)
+        return
+    books, record = sweep.Books(planned, options, store, on_progress), record or Ledger(store.folder)
+    yield from books.stored()
+    if not books.batches and not record.out():
+        return
+    driver = _Driver(books, options, store, record)
+    try:
+        yield from driver.run()
+    except Detached:
+        raise
+    except BaseException:
+        driver.leave()
+        raise
+    finally:
+        driver.close()
+
+
+def check_free(options: Sweep, store: Store) -> None:
+    """Raise `InvalidOption` where tasks of another engine live in the folder of a sweep."""
+    record = Ledger(store.folder)
+    if record.engine != options.engine and (alive := living(record, store)):
+        takes = (
+            f"{record.engine} while {len(alive)} of its tasks run in this folder: "
+            f"wait for them, or python -m experiments.status {store.folder.parent} --cancel"
+        )
+        raise InvalidOption("sweep.engine", options.engine, takes)
+
+
+def living(record: Ledger, store: Store) -> dict[str, Handed]:
+    """The tasks that may still wait or run; with an engine that cannot be asked, all that are out."""
+    out = record.out()
+    if not out:
+        return {}
+    try:
+        engine = base.make(Sweep(engine=record.engine), store.folder / "tasks")  # type: ignore[arg-type]
+        standings = engine.standings([handed.name for handed in out.values()])
+    except InvalidOption:
+        return out
+    return {name: handed for name, handed in out.items() if standings[handed.name].state != "ended"}
+
+
+class _Driver:
+    """One command's care for the tasks of a sweep; see `execute`."""
+
+    def __init__(self, books: sweep.Books, options: Sweep, store: Store, record: Ledger) -> None:
+        self._books, self._options, self._store = books, options, store
+        self._folder = store.folder / "tasks"
+        self._engine: Engine = base.make(options, self._folder)
+        self._record = record
+        record.engine = options.engine
+        self._out: dict[str, _Out] = {}
+        self._lanes_done = 0.0  # of tasks that ended
+        self._asked = -1e9
+        self._waiting = deque(self._cut())
+
+    def run(self) -> Iterator[Done]:
+        """Go on until every task has ended, or the time to wait is over."""
+        began, limit = time.monotonic(), self._options.wait_seconds
+        while self._waiting or self._out:
+            self._hand_out()
+            if limit is not None and time.monotonic() - began >= limit:
+                raise Detached(f"{len(self._out) + len(self._waiting)} tasks are left to themselves")
+            time.sleep(PACE)
+            reported = {path.name.partition(".")[0] for path in self._folder.glob("*.report.json")}
+            for name in reported & self._out.keys():
+                yield from self._gather(self._out[name])
+            if time.monotonic() - self._asked >= self._engine.pace:
+                self._asked = time.monotonic()
+                yield from self._look_after()
+            self._books.reached(self._lanes_done + sum(out.lanes_done for out in self._out.values()))
+
+    def leave(self) -> None:
+        """The command ends early: so do its tasks, saving what they have, unless their engine outlives it."""
+        if self._engine.outlives or not self._out:
+            return
+        names = [self._record.tasks[name].name for name in self._out]
+        self._engine.cancel(names)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            standings = self._engine.standings(names)
+            if all(standing.state == "ended" for standing in standings.values()):
+                break
+            time.sleep(PACE)
+
+    def close(self) -> None:
+        """Keep the record, and let go of the engine."""
+        self._record.save()
+        self._engine.close()
+
+    # --- handing out ---
+
+    def _cut(self) -> list[Task]:
+        """The tasks to hand out; tasks that live, or ended unseen, are taken over instead."""
+        pieces = {piece.key: piece for batch in self._books.batches for piece in batch.pieces}
+        out = self._record.out()
+        standings = self._engine.standings([handed.name for handed in out.values()])
+        for name, handed in out.items():
+            keys = [key for key in tasks.keys_of(self._folder / f"{name}.json") if key in pieces]
+            reported, lives = self._has_report(name), standings[handed.name].state != "ended"
+            if keys and (reported or lives):
+                taken = {key: pieces.pop(key) for key in keys}
+                self._out[name] = _Out(name, taken, 1, time.monotonic())
+            elif not lives:
+                self._forget(name, "done" if reported else "ended")
+        if self._out:
+            log.info("%d tasks of an earlier command are waited for", len(self._out))
+        left = [
+            batch._replace(pieces=own)
+            for batch in self._books.batches
+            if (own := tuple(piece for piece in batch.pieces if piece.key in pieces))
+        ]
+        return tasks.dealt(left, self._options.tasks)
+
+    def _hand_out(self) -> None:
+        """Hand out what waits, as much of it as the engine takes at a time."""
+        room = len(self._waiting)
+        if self._engine.parallel is not None:
+            room = min(room, self._engine.parallel - len(self._out))
+        chosen = [self._waiting.popleft() for _ in range(room)]
+        if not chosen:
+            return
+        names = self._engine.submit([tasks.write(task, self._folder, self._options) for task in chosen])
+        for task, name in zip(chosen, names, strict=True):
+            pieces = {piece.key: piece for batch in task.batches for piece in batch.pieces}
+            self._out[task.name] = _Out(task.name, pieces, 1, time.monotonic())
+            self._record.tasks[task.name] = Handed(name, task.lanes)
+        self._record.save()
+
+    def _hand_out_again(self, out: _Out) -> None:
+        """Hand out a task once more, which goes on behind what it saved."""
+        path = tasks.ready(self._folder, out.name)
+        handed = self._record.tasks[out.name]
+        (handed.name,) = self._engine.submit([path])
+        handed.times += 1
+        self._out[out.name] = _Out(out.name, out.pieces, out.attempts + 1, time.monotonic())
+        self._record.save()
+
+    # --- what becomes of them ---
+
+    def _has_report(self, name: str) -> bool:
+        return (self._folder / f"{name}.report.json").exists()
+
+    def _gather(self, out: _Out) -> Iterator[Done]:
+        """Take what a task left that has ended by itself."""
+        report = tasks.report_of(self._folder, out.name)
+        if report.refused is not None:
+            yield from self._give_up(out, report.refused)
+            return
+        for key, piece in list(out.pieces.items()):
+            if key in report.failed:
+                yield from self._books.failed(piece.job, report.failed[key])
+            elif (result := self._store.result(key)) is not None:
+                yield from self._books.came(piece, result)
+            else:
+                continue
+            del out.pieces[key]
+        if out.pieces:
+            yield from self._died(out, "it left no results, or damaged ones")
+        else:
+            self._end(out, "done")
+
+    def _look_after(self) -> Iterator[Done]:
+        """Ask the engine how the tasks stand, and look for those that died."""
+        names = {self._record.tasks[name].name: out for name, out in self._out.items()}
+        standings = self._engine.standings(list(names)) if names else {}
+        now, silence = time.monotonic(), self._options.silence_seconds
+        for name, standing in standings.items():
+            out = names[name]
+            self._look(out)
+            if standing.state != "ended":
+                out.gone = None
+            elif out.gone is None:
+                out.gone = now
+            if self._has_report(out.name):
+                continue
+            if out.gone is not None and now - out.gone >= self._engine.grace:
+                yield from self._died(out, standing.reason)
+            elif standing.state in ("running", "unknown") and now - out.seen > silence:
+                self._engine.cancel([name])
+                yield from self._died(out, f"no sign of life for {silence:g} s")
+            elif standing.state == "waiting":
+                out.seen = now
+
+    def _look(self, out: _Out) -> None:
+        """Note a new sign of life."""
+        path = self._folder / f"{out.name}.alive.json"
+        try:
+            signed = path.stat().st_mtime_ns
+        except OSError:
+            return
+        if signed != out.signed:
+            out.signed, out.seen = signed, time.monotonic()
+            out.lanes_done = float((ledger.read(path) or {}).get("lanes_done", out.lanes_done))
+
+    def _died(self, out: _Out, reason: str) -> Iterator[Done]:
+        """A task ended before its time: it is handed out again, or given up."""
+        handed = self._record.tasks[out.name]
+        handed.reasons.append(reason)
+        log.info("task %s (%s) ended before its time: %s", out.name, handed.name, reason)
+        if out.attempts <= self._options.retries:
+            self._hand_out_again(out)
+            return
+        place, lines = self._engine.log(handed.name), tasks.last_lines(self._engine.log(handed.name), LINES)
+        for line in lines:
+            print(f"{handed.name}: {line}", file=sys.stderr)
+        there = place is not None and place.exists()
+        seen = f"see {place}" if there else f"it left no log; its machine must see {self._folder}"
+        times = "once" if out.attempts == 1 else f"{out.attempts} times"
+        yield from self._give_up(out, f"its task ended {times} before its time ({reason}); {seen}")
+
+    def _give_up(self, out: _Out, reason: str) -> Iterator[Done]:
+        """The jobs of a task have no result, but for those that are there."""
+        handed = self._record.tasks[out.name]
+        if not handed.reasons or handed.reasons[-1] != reason:
+            handed.reasons.append(reason)
+        for key, piece in out.pieces.items():
+            result = self._store.result(key) if not self._options.fresh else None
+            if result is None:
+                yield from self._books.failed(piece.job, Failure(reason))
+            else:
+                yield from self._books.came(piece, result)
+        self._end(out, "failed")
+
+    def _end(self, out: _Out, state: str) -> None:
+        """A task is out no more."""
+        del self._out[out.name]
+        self._lanes_done += self._record.tasks[out.name].lanes
+        self._forget(out.name, state)
+
+    def _forget(self, name: str, state: str) -> None:
+        """Nobody needs to look at a task again; of one that failed the files stay."""
+        self._record.tasks[name].state = state
+        if state != "failed":
+            tasks.remove(self._folder, name)
+        self._record.save_sometimes()

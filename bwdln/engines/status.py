@@ -1,0 +1,126 @@
+"""How a sweep stands, from its folder alone: for whoever looks on, while a command is at work or none is."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from bwdln.config import Sweep
+from bwdln.engines import base, ledger
+from bwdln.engines.base import Engine, Standing
+from bwdln.engines.ledger import Handed, Ledger
+from bwdln.errors import InvalidOption, check
+from bwdln.store import Store
+
+
+class TaskStatus(NamedTuple):
+    """A task: how it stands, and how far it is.
+
+    `state`: waiting, running, done, failed, ended (it died, and is out no more), or unknown.
+    `reasons`: why it ended early, once for each time. `silent`: seconds since its last sign of life.
+    """
+
+    name: str
+    state: str
+    lanes: int
+    lanes_done: float
+    times: int
+    reasons: list[str]
+    host: str | None
+    silent: float | None
+    log: Path | None
+
+
+class Status(NamedTuple):
+    """A sweep: how many jobs have a result, why others have none, and its tasks.
+
+    `command`: the one that is at work in its folder, if any. `failed`: reason -> how many jobs.
+    """
+
+    folder: Path
+    engine: str
+    command: str | None
+    jobs: int
+    done: int
+    failed: Counter[str]
+    tasks: list[TaskStatus]
+
+
+def look(folder: Path) -> Status:
+    """How the sweep in a folder stands. Raises `InvalidOption` for a folder without one."""
+    store = Store(folder / "store")
+    takes = "the folder of a sweep that began"
+    check((store.folder / "ledger.json").is_file(), "PATH", folder, takes)
+    record = Ledger(store.folder)
+    engine, standings = _asked(record, store)
+    return Status(
+        folder,
+        record.engine,
+        store.holder(),
+        len(record.jobs) + len(record.failed.keys() - record.jobs.keys()),
+        sum(store.has(key) for job, key in record.jobs.items() if job not in record.failed),
+        Counter(record.failed.values()),
+        [_task(name, each, standings.get(name), store, engine) for name, each in record.tasks.items()],
+    )
+
+
+def cancel(folder: Path) -> list[str]:
+    """Tell the tasks of a sweep that live to save what they have and to end; what they go by.
+
+    Raises `InvalidOption` for a folder without a sweep, and where a command is at work, which would mind.
+    """
+    found = look(folder)
+    takes = f"a sweep without a command at work; there is {found.command}: end that first"
+    check(found.command is None, "--cancel", folder, takes)
+    store = Store(folder / "store")
+    record = Ledger(store.folder)
+    engine, standings = _asked(record, store)
+    alive = {task for task, standing in standings.items() if standing.state in ("waiting", "running")}
+    names = [handed.name for task, handed in record.out().items() if task in alive]
+    if names and engine is not None:
+        engine.cancel(names)
+    return names
+
+
+def _asked(record: Ledger, store: Store) -> tuple[Engine | None, dict[str, Standing]]:
+    """The engine of the tasks that are out, and what it says of each; nothing is known if it is not here."""
+    out = record.out()
+    if not out:
+        return None, {}
+    try:
+        engine = base.make(Sweep(engine=record.engine), store.folder / "tasks")  # type: ignore[arg-type]
+        said = engine.standings([handed.name for handed in out.values()])
+    except InvalidOption:
+        return None, dict.fromkeys(out, Standing("unknown"))
+    return engine, {name: said[handed.name] for name, handed in out.items()}
+
+
+def _task(
+    name: str, handed: Handed, standing: Standing | None, store: Store, engine: Engine | None
+) -> TaskStatus:
+    alive = store.folder / "tasks" / f"{name}.alive.json"
+    sign, reported = ledger.read(alive) or {}, alive.with_name(f"{name}.report.json").exists()
+    state, reasons = handed.state, list(handed.reasons)
+    if standing is not None:
+        state = "done" if reported else standing.state
+        if state == "ended":
+            reasons.append(standing.reason)
+    try:
+        silent = max(0.0, time.time() - alive.stat().st_mtime) if state == "running" else None
+    except OSError:
+        silent = None
+    lanes_done = float(handed.lanes) if state == "done" else float(sign.get("lanes_done", 0))
+    log = None if engine is None else engine.log(handed.name)
+    return TaskStatus(
+        handed.name,
+        state,
+        handed.lanes,
+        lanes_done,
+        handed.times,
+        reasons,
+        sign.get("host"),
+        silent,
+        log,
+    )

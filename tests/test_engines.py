@@ -1,0 +1,531 @@
+"""Tasks, and the command's care for them: with an engine that runs them here, or loses them as it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import job
+
+from bwdln import config, engines, sweep
+from bwdln.batching import Detached
+from bwdln.config import Sweep, from_mapping
+from bwdln.engines import base, driver, slurm, status, tasks
+from bwdln.engines.base import Standing
+from bwdln.engines.ledger import Handed, Ledger
+from bwdln.errors import Failure, InvalidOption
+from bwdln.initializations import STARTS
+from bwdln.store import Store
+from bwdln.sweep import Batch, Piece
+from experiments import display
+from experiments import status as command
+
+TAUS = (0.1, 0.2, 0.3, 0.4)
+OPTIONS = Sweep(engine="slurm", tasks=2, retries=1)
+
+
+class Here:
+    """An engine that runs tasks as they are handed out; `fate` says what becomes of each attempt.
+
+    run: it runs; die: it ends without a word; hang: it is never heard of; wait: it waits for ever.
+    """
+
+    outlives, pace, grace, parallel = True, 0.0, 0.0, None
+
+    def __init__(self, *fate):
+        self.fate, self.handed, self.cancelled, self.standing = list(fate), [], [], {}
+
+    def submit(self, files):
+        names = []
+        for file in files:
+            name, fate = str(len(self.handed)), self.fate.pop(0) if self.fate else "run"
+            self.handed.append(file.stem)
+            if fate == "run":
+                tasks.run(str(file))
+            states = {"run": "ended", "die": "ended", "hang": "running", "wait": "waiting"}
+            self.standing[name] = Standing(states[fate], "NODE_FAIL" if fate == "die" else "")
+            names.append(name)
+        return names
+
+    def standings(self, names):
+        return {name: self.standing.get(name, Standing("ended", "forgotten")) for name in names}
+
+    def cancel(self, names):
+        self.cancelled += names
+        self.standing |= dict.fromkeys(names, Standing("ended", "CANCELLED"))
+
+    def log(self, name):
+        return None
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Put such an engine in the place of all."""
+    monkeypatch.setattr(driver, "PACE", 0.01)
+
+    def put(*fate):
+        here = Here(*fate)
+        monkeypatch.setattr(base, "make", lambda options, folder: here)
+        return here
+
+    return put
+
+
+def configs(**changes):
+    return {number: job(loss__tau=tau, seeds=2, **changes) for number, tau in enumerate(TAUS)}
+
+
+def ran(store, options=OPTIONS, jobs=None):
+    """What became of each job."""
+    planned = sweep.plan(jobs or configs(), options, store)
+    return {done.job: done.outcome for done in engines.execute(planned, options, store)}
+
+
+@pytest.fixture(scope="module")
+def inline():
+    return sweep.run(list(configs().values()))
+
+
+def assert_as_inline(found, inline):
+    assert sorted(found) == list(range(len(inline)))
+    for number, result in enumerate(inline):
+        for name in ("loss", "final_end_to_end", "singular_values"):
+            np.testing.assert_array_equal(found[number].dataset[name], result.dataset[name])
+
+
+# --- how batches become tasks ---------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 12))
+def test_batches_are_dealt_evenly_and_in_order(lanes, count):
+    batches = [
+        Batch((Piece(number, f"key{number}", FakeProblem(each)),), each) for number, each in enumerate(lanes)
+    ]
+    dealt = tasks.dealt(batches, count)
+    assert [batch for task in dealt for batch in task.batches] == batches
+    assert len(dealt) <= count and len({task.name for task in dealt}) == len(dealt)
+    assert all(task.lanes <= sum(lanes) / count + max(lanes) for task in dealt)
+    assert [task.batches for task in tasks.dealt(batches, None)] == [(batch,) for batch in batches]
+
+
+class FakeProblem:
+    def __init__(self, seeds):
+        self.config = dataclasses.replace(job(), seeds=seeds)
+
+
+def test_tasks_cut_the_lanes_of_a_sweep(tmp_path):
+    planned = sweep.plan(configs(), Sweep(engine="slurm", tasks=3), Store(tmp_path))
+    assert [batch.lanes for batch in planned.batches] == [2, 2, 2, 2]
+    assert len(engines.dealt(planned.batches, 3)) == 3
+    assert len(sweep.plan(configs(), Sweep(engine="slurm"), Store(tmp_path)).batches) == 1
+
+
+# --- what becomes of them -------------------------------------------------------------------------
+
+
+def test_tasks_elsewhere_equal_those_inline(tmp_path, engine, inline):
+    here = engine()
+    store = Store(tmp_path)
+    assert_as_inline(ran(store), inline)
+    assert len(here.handed) == 2
+    assert not list((tmp_path / "tasks").glob("*.json"))  # nothing is left of tasks that ended well
+    assert [task.state for task in Ledger(tmp_path).tasks.values()] == ["done", "done"]
+    assert_as_inline(ran(store), inline)
+    assert len(here.handed) == 2  # all is stored
+
+
+def test_jobs_cut_into_tasks_are_put_together(tmp_path, engine):
+    engine()
+    whole = {0: job(seeds=7)}
+    options = Sweep(engine="slurm", tasks=3)
+    (found,) = ran(Store(tmp_path), options, whole).values()
+    np.testing.assert_array_equal(found.dataset["seed"], np.arange(7))
+    (alone,) = sweep.run(list(whole.values()))
+    np.testing.assert_allclose(found.dataset["loss"], alone.dataset["loss"], rtol=1e-13)
+
+
+def test_a_task_that_dies_is_handed_out_again(tmp_path, engine, inline):
+    here = engine("die", "run")
+    assert_as_inline(ran(Store(tmp_path)), inline)
+    assert Counter(here.handed).most_common(1)[0][1] == 2
+    assert sorted(task.times for task in Ledger(tmp_path).tasks.values()) == [1, 2]
+
+
+def test_a_task_that_dies_too_often_is_given_up_alone(tmp_path, engine, inline):
+    here = engine("die", "run", "die")
+    found = ran(Store(tmp_path))
+    assert len(here.handed) == 3
+    failed = [number for number, outcome in found.items() if isinstance(outcome, Exception)]
+    assert failed == [0, 1]
+    words = "its task ended 2 times before its time .NODE_FAIL.; it left no log; its machine must see"
+    for number in failed:
+        with pytest.raises(Failure, match=words):
+            raise found[number]
+    engine()
+    assert_as_inline(ran(Store(tmp_path)), inline)  # the next command tries again
+
+
+def test_silence_has_a_limit(tmp_path, engine, inline):
+    here = engine("hang", "run")
+    found = ran(Store(tmp_path), dataclasses.replace(OPTIONS, silence_seconds=0.05))
+    assert_as_inline(found, inline)
+    assert here.cancelled == ["0"]
+    assert "no sign of life for 0.05 s" in str(Ledger(tmp_path).tasks[here.handed[0]].reasons)
+
+
+def test_waiting_in_a_queue_is_no_silence(tmp_path, engine):
+    here = engine("wait", "wait")
+    options = dataclasses.replace(OPTIONS, silence_seconds=0.02, wait_seconds=0.3)
+    with pytest.raises(Detached, match="2 tasks are left to themselves"):
+        ran(Store(tmp_path), options)
+    assert not here.cancelled and len(here.handed) == 2
+
+
+def test_results_that_are_gone_are_computed_again(tmp_path, engine, inline):
+    here = engine()
+    submit = here.submit
+
+    def losing(files):
+        names = submit(files)
+        if len(here.handed) == 2:  # the first time
+            next(tmp_path.glob("*.nc")).unlink()
+        return names
+
+    here.submit = losing
+    assert_as_inline(ran(Store(tmp_path)), inline)
+    assert len(here.handed) == 3
+
+
+def test_a_job_that_fails_in_a_task_fails_alone(tmp_path, engine, inline):
+    engine()
+
+    @STARTS.register("fails_now_and_then")
+    def fails_now_and_then(key, widths, target, *, scale: float = 0.0):
+        if isinstance(scale, float) and scale == 2:  # where options are checked
+            raise ArithmeticError("two is too much")
+        return STARTS["xavier_normal"](key, widths, target)
+
+    jobs = {
+        number: job(initialization={"name": "fails_now_and_then", "scale": float(number)}, seeds=2)
+        for number in range(4)
+    }
+    found = ran(Store(tmp_path), OPTIONS, jobs)
+    assert [number for number, outcome in found.items() if isinstance(outcome, Exception)] == [2]
+    assert str(found[2]) == "ArithmeticError: two is too much"
+
+
+def test_a_task_of_other_code_is_refused_and_not_repeated(tmp_path, engine):
+    here = engine()
+    submit = here.submit
+
+    def altering(files):
+        for file in files:
+            content = json.loads(file.read_text())
+            content["keys"] = ["another" for _ in content["keys"]]
+            file.write_text(json.dumps(content))
+        with pytest.raises(InvalidOption):
+            submit(files[:1])
+        with pytest.raises(InvalidOption):
+            submit(files[1:])
+        here.standing |= {"0": Standing("ended"), "1": Standing("ended")}
+        return ["0", "1"]
+
+    here.submit = altering
+    found = ran(Store(tmp_path))
+    assert len(here.handed) == 2
+    assert all("takes the code and the packages that handed it out" in str(each) for each in found.values())
+
+
+def test_a_file_that_is_not_there_names_the_folder(tmp_path):
+    with pytest.raises(
+        InvalidOption, match=r"hydra.sweep.dir: got .*none.json on .*one that all of them see"
+    ):
+        tasks.run(str(tmp_path / "store" / "tasks" / "none.json"))
+
+
+# --- coming back ----------------------------------------------------------------------------------
+
+
+def test_what_runs_is_not_handed_out_twice(tmp_path, engine, inline):
+    here = engine("wait", "wait")
+    store = Store(tmp_path)
+    with pytest.raises(Detached):
+        ran(store, dataclasses.replace(OPTIONS, wait_seconds=0.0))
+    first = list(here.handed)
+    assert len(first) == 2
+    for name in first:  # meanwhile they run
+        tasks.run(str(tmp_path / "tasks" / f"{name}.json"))
+    assert_as_inline(ran(store), inline)
+    assert here.handed == first
+
+
+def test_a_larger_sweep_waits_for_the_tasks_of_a_smaller_one(tmp_path, engine, inline):
+    here = engine("wait")
+    store, smaller = Store(tmp_path), {number: configs()[number] for number in (1, 2)}
+    with pytest.raises(Detached):
+        ran(store, Sweep(engine="slurm", wait_seconds=0.0), smaller)
+    (first,) = here.handed
+    submit = here.submit
+
+    def then(files):
+        tasks.run(str(tmp_path / "tasks" / f"{first}.json"))
+        return submit(files)
+
+    here.submit = then
+    assert_as_inline(ran(store, Sweep(engine="slurm")), inline)
+    assert len(here.handed) == 2
+    assert here.handed[1] != first
+
+
+def test_what_died_meanwhile_is_handed_out_again(tmp_path, engine, inline):
+    here = engine("wait", "wait")
+    store = Store(tmp_path)
+    with pytest.raises(Detached):
+        ran(store, dataclasses.replace(OPTIONS, wait_seconds=0.0))
+    here.standing |= dict.fromkeys(here.standing, Standing("ended", "NODE_FAIL"))
+    assert_as_inline(ran(store), inline)
+    assert len(here.handed) == 4
+
+
+def test_what_came_to_its_end_meanwhile_is_forgotten(tmp_path, engine, inline):
+    here = engine("wait", "wait")
+    store = Store(tmp_path)
+    with pytest.raises(Detached):
+        ran(store, dataclasses.replace(OPTIONS, wait_seconds=0.0))
+    for name in here.handed:
+        tasks.run(str(tmp_path / "tasks" / f"{name}.json"))
+    here.standing |= dict.fromkeys(here.standing, Standing("ended"))
+    assert_as_inline(ran(store), inline)  # from the store alone
+    assert Ledger(tmp_path).out() == {} and not list((tmp_path / "tasks").glob("*.json"))
+
+
+def test_another_engine_waits_until_no_task_lives(tmp_path, engine):
+    here = engine("wait", "wait")
+    store = Store(tmp_path / "store")
+    with pytest.raises(Detached):
+        ran(store, dataclasses.replace(OPTIONS, wait_seconds=0.0))
+    inline, ours = Sweep(), OPTIONS
+    with pytest.raises(InvalidOption, match=r"sweep.engine: got inline; takes slurm while 2 of"):
+        engines.check_free(inline, store)
+    engines.check_free(ours, store)
+    here.cancel(list(here.standing))
+    engines.check_free(inline, store)
+
+
+# --- the ledger and the status --------------------------------------------------------------------
+
+
+def test_the_ledger_is_read_as_it_was_written(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.begin("slurm", {0: "a", 3: "b"})
+    ledger.tasks["x"] = Handed("17_0", 5, 2, "out", ["TIMEOUT"])
+    ledger.tasks["y"] = Handed("17_1", 5, 1, "done")
+    ledger.failed[3] = "why"
+    ledger.save()
+    again = Ledger(tmp_path)
+    assert (again.engine, again.jobs, again.failed) == ("slurm", {0: "a", 3: "b"}, {3: "why"})
+    assert again.tasks == ledger.tasks and list(again.out()) == ["x"]
+    again.begin("slurm", {0: "a"})
+    assert list(Ledger(tmp_path).tasks) == ["x"] and Ledger(tmp_path).failed == {}
+    (tmp_path / "ledger.json").write_text("{")
+    assert Ledger(tmp_path).tasks == {}
+
+
+def test_the_status_counts_jobs_and_tasks_by_reason(tmp_path, engine):
+    here = engine("die", "run", "die")
+    store = Store(tmp_path / "store")
+    planned = sweep.plan(configs(), OPTIONS, store)
+    record = Ledger(store.folder)
+    record.begin("slurm", planned.keys)
+    for done in engines.execute(planned, OPTIONS, store, record):
+        if isinstance(done.outcome, Exception):
+            record.failed[done.job] = str(done.outcome)
+    record.save()
+    found = engines.look(tmp_path)
+    assert (found.jobs, found.done, sum(found.failed.values()), len(found.failed)) == (4, 2, 2, 1)
+    assert sorted(task.state for task in found.tasks) == ["done", "failed"]
+    text = "\n".join(display.status(found))
+    assert "jobs     4: 2 done, 2 failed, 0 to do" in text
+    assert "tasks    2 tasks of slurm: 1 done, 1 failed" in text
+    assert "handed out 2 times" in text and "2 × NODE_FAIL" in text
+    assert "failed   2 × its task ended 2 times" in text
+    assert here.handed
+
+
+def test_the_status_of_what_runs(tmp_path, engine, capsys):
+    engine("wait", "hang")
+    store = Store(tmp_path / "store")
+    options = dataclasses.replace(OPTIONS, wait_seconds=0.0)
+    planned = sweep.plan(configs(), options, store)
+    record = Ledger(store.folder)
+    record.begin("slurm", planned.keys)
+    with pytest.raises(Detached):
+        list(engines.execute(planned, options, store, record))
+    name = list(record.tasks)[1]
+    sign = {"host": "node7", "pid": 1, "lanes_done": 1.4}
+    (store.folder / "tasks" / f"{name}.alive.json").write_text(json.dumps(sign))
+    command.main([str(tmp_path)])
+    text = capsys.readouterr().out
+    assert "jobs     4: 0 done, 0 failed, 4 to do" in text
+    assert "tasks    2 tasks of slurm: 1 waiting, 1 running" in text
+    assert "1 running, 1 of 4 lanes, on node7, last sign 0 s ago" in text
+    command.main([str(tmp_path), "--cancel"])
+    assert capsys.readouterr().out == "cancelled  0, 1\n"
+    command.main([str(tmp_path), "--cancel"])
+    assert "nothing: no task waits or runs" in capsys.readouterr().out
+
+
+def test_the_status_says_which_command_is_at_work(tmp_path):
+    store = Store(tmp_path / "store")
+    with store.lock():
+        Ledger(store.folder).begin("inline", {})
+        assert str(status.look(tmp_path).command).startswith("process ")
+        with pytest.raises(InvalidOption, match=r"--cancel: got .*; takes a sweep without a command at work"):
+            engines.cancel(tmp_path)
+    assert status.look(tmp_path).command is None
+
+
+def test_a_folder_without_a_sweep_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main([str(tmp_path)])
+    assert capsys.readouterr().err == f"PATH: got {tmp_path}; takes the folder of a sweep that began\n"
+
+
+# --- what Slurm says ------------------------------------------------------------------------------
+
+QUEUE = """\
+7_0|PENDING|Resources
+7_1|RUNNING|None
+7_2|TIMEOUT|TimeLimit
+7_3|CANCELLED by 1000|None
+8|COMPLETED|None
+9|OUT_OF_MEMORY|OutOfMemory
+"""
+
+
+def test_the_words_of_slurm_are_understood(monkeypatch, tmp_path):
+    asked = []
+
+    def answer(*command):
+        asked.append(command)
+        return QUEUE if command[0] == "squeue" else "5|NODE_FAIL|None\n"
+
+    monkeypatch.setattr(slurm, "_asked", answer)
+    names = ["7_0", "7_1", "7_2", "7_3", "8", "9", "5", "4"]
+    found = slurm.Slurm(config.Slurm(), tmp_path).standings(names)
+    assert [found[name].state for name in names] == ["waiting", "running", *["ended"] * 6]
+    reasons = ["TIMEOUT, TimeLimit", "CANCELLED", "COMPLETED", "OUT_OF_MEMORY, OutOfMemory", "NODE_FAIL"]
+    assert [found[name].reason for name in names[2:]] == [*reasons, "Slurm knows it no more"]
+    assert [command[0] for command in asked] == ["squeue", "sacct"]
+
+
+def test_a_slurm_that_does_not_answer_leaves_all_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(slurm, "_asked", lambda *command: None)
+    assert slurm.Slurm(config.Slurm(), tmp_path).standings(["7_0"]) == {"7_0": Standing("unknown")}
+
+
+def test_cores_asked_for_are_those_of_the_step_too(tmp_path):
+    given = slurm.Slurm(config.Slurm(cpus_per_task=4, mem="8G", gpus_per_node=1), tmp_path)._parameters(
+        "name"
+    )
+    assert given["srun_args"] == ["--cpus-per-task=4"]
+    assert (given["mem"], given["gpus_per_node"], given["job_name"]) == ("8G", 1, "bwdln-name")
+    assert "partition" not in given and "max_num_timeout" not in given
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "pbs"}, "sweep.engine: got 'pbs'; takes inline or processes or slurm or ray or distrib"),
+        ({"tasks": 3}, "sweep.tasks: got 3; takes null with sweep.engine=inline"),
+        ({"engine": "slurm", "tasks": 0}, "sweep.tasks: got 0; takes an integer from 1, or null"),
+        ({"wait_seconds": 3}, "sweep.wait_seconds: got 3.0; takes null with sweep.engine=inline"),
+        ({"engine": "slurm", "wait_seconds": -1}, "sweep.wait_seconds: got -1.0; takes a number of seconds"),
+        ({"engine": "slurm", "retries": -1}, "sweep.retries: got -1; takes an integer from 0"),
+        ({"engine": "slurm", "silence_seconds": 0}, "sweep.silence_seconds: got 0.0; takes a number of sec"),
+        ({"engine": "ray", "slurm": {"mem": "8G"}}, "sweep.slurm.mem: got 8G; takes nothing with sweep.eng"),
+        ({"engine": "slurm", "slurm": {"time": 1}}, "sweep.slurm.signal_delay_s: got 60; takes fewer seco"),
+        ({"engine": "slurm", "slurm": {"nodes": 0}}, "sweep.slurm.nodes: got 0; takes an integer from 1"),
+        ({"engine": "slurm", "slurm": {"gpu": 1}}, "sweep.slurm.gpu: got 1; takes one of account, addit"),
+        ({"engine": "ray", "ray": {"num_cpus": -1}}, "sweep.ray.num_cpus: got -1.0; takes a finite numb"),
+        ({"engine": "processes", "processes": {"parallel": 0}}, "sweep.processes.parallel: got 0; takes"),
+        ({"engine": "processes", "processes": {"timeout_min": 0}}, "sweep.processes.timeout_min: got 0.0;"),
+        (
+            {"engine": "distributed", "distributed": {"num_processes": 2}},
+            "sweep.distributed.coordinator_address: got null; takes a value beside num_processes",
+        ),
+        (
+            {
+                "engine": "distributed",
+                "distributed": {"coordinator_address": "a:1", "num_processes": 2, "process_id": 2},
+            },
+            "sweep.distributed.process_id: got 2; takes an integer from 0 to 1, another one in each process",
+        ),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line(options, message):
+    with pytest.raises(InvalidOption) as error:
+        config.Training.of({"sweep": options})
+    assert str(error.value).startswith(message)
+
+
+def test_options_of_engines_are_read():
+    given = {"engine": "slurm", "slurm": {"additional_parameters": {"nice": 5}, "setup": ["module load x"]}}
+    read = from_mapping(given, Sweep)
+    assert read.slurm.additional_parameters == {"nice": 5} and read.slurm.setup == ("module load x",)
+
+
+@pytest.mark.parametrize(
+    ("engine", "library", "extra"),
+    [("processes", "submitit", "processes"), ("slurm", "submitit", "slurm"), ("ray", "ray", "ray")],
+)
+def test_an_engine_that_is_not_installed_says_what_to_install(monkeypatch, engine, library, extra):
+    monkeypatch.setitem(sys.modules, library, None)
+    message = f"sweep.engine: got {engine} without {library}; takes .*pip install 'bwdln.{extra}.'"
+    with pytest.raises(InvalidOption, match=message):
+        engines.prepared(Sweep(engine=engine))
+
+
+def test_a_folder_named_like_a_library_is_not_taken_for_it(monkeypatch, tmp_path):
+    (tmp_path / "ray").mkdir()
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(InvalidOption, match="got ray without ray"):
+        base.library("ray", "ray")
+
+
+def test_no_sbatch_is_one_line(monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InvalidOption, match=r"sweep.engine: got slurm; takes a machine"):
+        engines.prepared(Sweep(engine="slurm"))
+
+
+def test_tasks_of_ray_cannot_be_left(monkeypatch):
+    monkeypatch.setattr(base, "library", lambda name, engine: None)
+    with pytest.raises(InvalidOption, match=r"sweep.wait_seconds: got 5.0; takes null"):
+        engines.prepared(Sweep(engine="ray", wait_seconds=5.0))
+
+
+def test_what_tasks_import_is_what_the_command_can(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", "/elsewhere"])
+    monkeypatch.setenv("PYTHONPATH", "before")
+    with base.importable() as variables:
+        assert variables["PYTHONPATH"].split(":")[0] == str(Path.cwd())
+    assert os.environ["PYTHONPATH"] == "before"
