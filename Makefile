@@ -2,8 +2,9 @@
 # the stamps in .venv say what was installed, so that a second call goes straight to its job.
 
 PYTHON ?= python3
-# Tests to run; `make test TESTS=` runs the slow ones too.
+# Tests to run; `make test TESTS=` runs the slow ones too, EXTRAS=,ray those of Ray (400 MB).
 TESTS ?= -m "not slow"
+EXTRAS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,7 +60,7 @@ $(STAMPS)data: $(SOURCES) | $(STAMPS)venv
 
 $(STAMPS)test: $(SOURCES) | $(STAMPS)venv
 	@echo "Installing into $(VENV), with what the tests need: about a minute, once"
-	@$(INSTALL) '.[data,test]'
+	@$(INSTALL) '.[data,test$(EXTRAS)]'
 	@touch $(STAMPS)data $@
 
 $(STAMPS)dev: $(SOURCES) | $(STAMPS)venv
