@@ -149,16 +149,12 @@ def _check_counts(options: Any, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Processes:
-    """Tasks as processes of this machine, by submitit: how many at a time, and minutes that one may take."""
+    """Tasks as processes of this machine, by submitit, on its cores alone; `parallel`: so many at a time."""
 
     parallel: int | None = host(None)
-    timeout_min: float | None = host(None)
 
     def __post_init__(self) -> None:
         _check_counts(self, "parallel")
-        minutes = self.timeout_min
-        sound = minutes is None or 0 < minutes < float("inf")
-        check(sound, "timeout_min", minutes, "a number above 0, or null")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -123,8 +123,15 @@ class Done(NamedTuple):
 # --- the plan -------------------------------------------------------------------------------------
 
 
-def plan(configs: Mapping[int, Config], options: Sweep | None = None, store: Store | None = None) -> Plan:
+def plan(
+    configs: Mapping[int, Config],
+    options: Sweep | None = None,
+    store: Store | None = None,
+    out: Iterable[Config] = (),
+) -> Plan:
     """Check every configuration and plan their runs; compiles nothing. Jobs of equal content run once.
+
+    `out`: pieces that run elsewhere already; jobs are cut so that these are pieces again.
 
     Raises `InvalidOption` for more devices than there are.
     """
@@ -152,13 +159,19 @@ def plan(configs: Mapping[int, Config], options: Sweep | None = None, store: Sto
             refused[job] = refused[first[key]]
     keys = {job: key for job, key in keys.items() if job not in refused}
     programs, largest = [], (0, 0)
-    lanes = sum(problem.config.seeds for problem in problems.values())
-    fair = lanes if options.tasks is None else max(1, -(-lanes // options.tasks))
+    # Of all jobs, so that whoever comes back when some are done finds the same pieces.
+    lanes = sum({key: configs[job].seeds for job, key in keys.items()}.values())
+    fair = max(1, lanes if options.tasks is None else -(-lanes // options.tasks))
+    spans, begun = _spans(out), [] if store is None or options.fresh else store.checkpoints()
     for names in groups(problems):
         group = [problems[name] for name in names]
         size = min(fair, _lanes_per_batch(group[0], devices, options))
-        pieces = [piece for name in names for piece in _pieces(name, keys[name], problems[name], size)]
-        batches = _batches(pieces, size, _begun(store) if not options.fresh else [])
+        pieces = [
+            piece
+            for name in names
+            for piece in _pieces(name, keys[name], problems[name], size, _out(configs[name], spans))
+        ]
+        batches = _batches(pieces, size, begun)
         programs.append(tuple(batches))
         largest = max(largest, max(_bytes(batch, devices) for batch in batches))
     return Plan(dict(configs), keys, tuple(stored), refused, tuple(programs), devices, largest)
@@ -214,22 +227,48 @@ def _bytes(batch: Batch, devices: Sequence[jax.Device]) -> tuple[int, int]:
     return on_devices, batch.places * needed.host + sum(3 * 8 * size**2 for size in targets.values())
 
 
-def _pieces(job: int, key: str, problem: Problem, size: int) -> list[Piece]:
-    """A job as pieces of at most `size` lanes."""
+#: Seeds in a row: the first, and the one behind the last.
+Span = tuple[int, int]
+
+
+def _spans(configs: Iterable[Config]) -> dict[Config, list[Span]]:
+    """The seeds of configurations that differ in nothing else."""
+    spans: dict[Config, list[Span]] = {}
+    for config in configs:
+        spans.setdefault(_seedless(config), []).append((config.seed, config.seed + config.seeds))
+    return spans
+
+
+def _out(config: Config, spans: Mapping[Config, list[Span]]) -> list[Span]:
+    """The seeds of pieces of a configuration that are out."""
+    return spans.get(_seedless(config), []) if spans else []
+
+
+def _seedless(config: Config) -> Config:
+    """What configurations have in common that differ in their seeds only."""
+    return dataclasses.replace(config, seed=0, seeds=1)
+
+
+def _pieces(job: int, key: str, problem: Problem, size: int, out: Iterable[Span] = ()) -> list[Piece]:
+    """A job as pieces of at most `size` lanes, but for those that are out."""
     config = problem.config
-    if config.seeds <= size:
-        return [Piece(job, key, problem)]
     parts = []
-    for begin in range(0, config.seeds, size):
-        seeds = min(size, config.seeds - begin)
-        part = dataclasses.replace(config, seed=config.seed + begin, seeds=seeds)
-        parts.append(Piece(job, key_of(part), problem._replace(config=part)))
+    for begin, end in cut(config.seed, config.seed + config.seeds, size, out):
+        part = dataclasses.replace(config, seed=begin, seeds=end - begin)
+        own = key if part == config else key_of(part)
+        parts.append(Piece(job, own, problem._replace(config=part)))
     return parts
 
 
-def _begun(store: Store | None) -> list[tuple[str, ...]]:
-    """The keys of the pieces of each batch that has a checkpoint."""
-    return [] if store is None else store.checkpoints()
+def cut(begin: int, end: int, size: int, fixed: Iterable[Span] = ()) -> list[Span]:
+    """A span as spans of at most `size`, among them those `fixed` that lie in it side by side."""
+    spans, at = [], begin
+    for first, behind in [*sorted(fixed), (end, end)]:
+        if at <= first and behind <= end:
+            spans += [(each, min(each + size, first)) for each in range(at, first, size)]
+            spans += [(first, behind)] if first < behind else []
+            at = behind
+    return spans
 
 
 def _batches(pieces: Sequence[Piece], size: int, begun: Sequence[tuple[str, ...]]) -> list[Batch]:

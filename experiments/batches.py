@@ -79,8 +79,7 @@ class Batches:
             engines.check_free(options, store)
             planned = self._planned(jobs, folder, options)
             self._failed |= planned.refused
-            record = engines.Ledger(store.folder)
-            record.begin(options.engine, planned.keys)
+            record = engines.begin(options, store, planned.keys)
             for job in jobs:
                 if job.number in self._failed:
                     yield job.number, partial(self._refuse, job.number)
@@ -180,13 +179,13 @@ class Batches:
 
     def _planned(self, jobs: Sequence[Job], folder: Path, options: Sweep) -> Plan:
         """Plan the jobs that are no studies, and say what that comes to."""
-        from bwdln import engines, sweep
+        from bwdln import engines
         from bwdln.store import Store
         from experiments import display
 
         numbers = [job.number for job in jobs if job.number in self._trainings.keys() - self._alone]
         configs = {number: self._trainings[number].config for number in numbers}
-        planned = sweep.plan(configs, options, Store(folder / "store"))
+        planned = engines.plan(configs, options, Store(folder / "store"))
         studies = sum(job.number in self._alone for job in jobs)
         away = None if options.engine in engines.HERE else len(engines.dealt(planned.batches, options.tasks))
         for line in display.plan(planned, len(jobs), studies, options.engine, away):

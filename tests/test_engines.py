@@ -89,7 +89,7 @@ def configs(**changes):
 
 def ran(store, options=OPTIONS, jobs=None):
     """What became of each job."""
-    planned = sweep.plan(jobs or configs(), options, store)
+    planned = engines.plan(jobs or configs(), options, store)
     return {done.job: done.outcome for done in engines.execute(planned, options, store)}
 
 
@@ -289,6 +289,64 @@ def test_a_larger_sweep_waits_for_the_tasks_of_a_smaller_one(tmp_path, engine, i
     assert here.handed[1] != first
 
 
+def test_what_runs_is_not_handed_out_twice_when_other_jobs_have_ended(tmp_path, engine, inline):
+    here, options = engine("run", "run", "run", "wait"), dataclasses.replace(OPTIONS, tasks=4)
+    store = Store(tmp_path)
+    with pytest.raises(Detached, match="1 task is left to itself"):
+        ran(store, dataclasses.replace(options, wait_seconds=0.3))
+    assert [task.state for task in Ledger(tmp_path).tasks.values()] == [*["done"] * 3, "out"]
+    here.submit = lambda files: pytest.fail(f"{files} are handed out again")
+    running = tmp_path / "tasks" / f"{here.handed[3]}.json"
+    watched = here.standings
+
+    def standings(names):
+        if running.exists() and not running.with_suffix(".report.json").exists():
+            tasks.run(str(running))
+        return watched(names)
+
+    here.standings = standings
+    assert_as_inline(ran(store, options), inline)
+
+
+def test_a_larger_sweep_cuts_its_jobs_as_they_run(tmp_path, engine):
+    here = engine(*["wait"] * 4)
+    store, jobs = Store(tmp_path), {0: job(seeds=7), 1: job(loss__tau=0.3, seeds=5)}
+    options = Sweep(engine="slurm", tasks=4)
+    with pytest.raises(Detached, match="4 tasks are left to themselves"):
+        ran(store, dataclasses.replace(options, wait_seconds=0.0), jobs)
+    before, submit, seeds = list(here.handed), here.submit, []
+
+    def then(files):
+        seeds.extend(
+            (config.loss.option("tau"), config.seeds) for file in files for config in tasks.configs_of(file)
+        )
+        for name in before:
+            tasks.run(str(tmp_path / "tasks" / f"{name}.json"))
+        return submit(files)
+
+    here.submit = then
+    jobs = {0: job(loss__tau=0.4, seeds=9), 1: job(loss__tau=0.3, seeds=11), 2: jobs[0]}
+    found = ran(store, options, jobs)
+    assert sum(count for tau, count in seeds if tau == 0.4) == 9
+    assert sum(count for tau, count in seeds if tau == 0.3) == 11 - 5
+    assert sum(count for _, count in seeds) == 9 + 6
+    for number, each in jobs.items():
+        np.testing.assert_array_equal(found[number].dataset["seed"], np.arange(each.seeds))
+
+
+def test_another_engine_goes_on_from_what_a_dead_task_saved(tmp_path, engine):
+    here = engine("wait", "wait", "wait")
+    store, jobs, options = Store(tmp_path / "store"), {0: job(seeds=7)}, Sweep(engine="slurm", tasks=3)
+    with pytest.raises(Detached):
+        ran(store, dataclasses.replace(options, wait_seconds=0.0), jobs)
+    pieces = [key for name in here.handed for key in tasks.keys_of(store.folder / "tasks" / f"{name}.json")]
+    here.cancel(list(here.standing))
+    planned = engines.plan(jobs, Sweep(), store)
+    assert [piece.key for batch in planned.batches for piece in batch.pieces] == pieces
+    assert engines.begin(Sweep(), store, planned.keys).tasks == {}
+    assert not list(store.folder.glob("tasks/*"))
+
+
 def test_what_died_meanwhile_is_handed_out_again(tmp_path, engine, inline):
     here = engine("wait", "wait")
     store = Store(tmp_path)
@@ -464,7 +522,6 @@ def test_cores_asked_for_are_those_of_the_step_too(tmp_path):
         ({"engine": "slurm", "slurm": {"gpu": 1}}, "sweep.slurm.gpu: got 1; takes one of account, addit"),
         ({"engine": "ray", "ray": {"num_cpus": -1}}, "sweep.ray.num_cpus: got -1.0; takes a finite numb"),
         ({"engine": "processes", "processes": {"parallel": 0}}, "sweep.processes.parallel: got 0; takes"),
-        ({"engine": "processes", "processes": {"timeout_min": 0}}, "sweep.processes.timeout_min: got 0.0;"),
         (
             {"engine": "distributed", "distributed": {"num_processes": 2}},
             "sweep.distributed.coordinator_address: got null; takes a value beside num_processes",

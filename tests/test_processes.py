@@ -96,16 +96,6 @@ def test_a_command_that_was_killed_comes_back_to_its_tasks(tmp_path, inline):
     assert all(task["times"] == 1 for task in engines.handed_out(folder))
 
 
-def test_a_process_past_its_time_saves_itself_and_begins_again(tmp_path):
-    folder, whole, longer = tmp_path / "late", tmp_path / "whole", (*LONG, "dynamics.steps=60000")
-    done = engines.run(folder, *longer, PROCESSES, "sweep.processes.timeout_min=0.25")
-    assert done.returncode == 0, done.stderr
-    assert engines.run(whole, *longer).returncode == 0
-    engines.assert_equal(whole, folder)
-    assert "Requeued job" in logs(folder) and "goes on behind record" in logs(folder)
-    assert all(task["times"] == 1 for task in engines.handed_out(folder))
-
-
 def test_tasks_without_a_command_can_be_cancelled(tmp_path):
     folder, longer = tmp_path / "cancelled", (*LONG, "dynamics.steps=100000")
     assert engines.run(folder, *longer, PROCESSES, "sweep.wait_seconds=0").returncode == 0

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 import xarray
+from hypothesis import given
+from hypothesis import strategies as st
 from problems import job
 
 from bwdln import program, results, simulate, sweep
@@ -303,3 +305,20 @@ def test_results_read_back_from_the_store_are_those_that_were_computed(tmp_path)
     (computed,) = sweep.run(by_tau(0.1), store=store)
     (read,) = sweep.run(by_tau(0.1), store=store)
     xarray.testing.assert_identical(computed.dataset, read.dataset)
+
+
+@given(
+    st.integers(0, 20),
+    st.integers(0, 60),
+    st.integers(1, 30),
+    st.lists(st.tuples(st.integers(0, 80), st.integers(1, 20)), max_size=8),
+)
+def test_a_span_is_cut_around_what_is_fixed(begin, length, size, fixed):
+    fixed = [(first, first + count) for first, count in fixed]
+    spans = sweep.cut(begin, begin + length, size, fixed)
+    assert [seed for span in spans for seed in range(*span)] == list(range(begin, begin + length))
+    assert all(behind - first <= size or (first, behind) in fixed for first, behind in spans)
+    within = [span for span in fixed if begin <= span[0] and span[1] <= begin + length]
+    apart = all(a is b or a[1] <= b[0] or b[1] <= a[0] for a in within for b in within)
+    assert not apart or set(within) <= set(spans)
+    assert set(within) & set(spans) or not within

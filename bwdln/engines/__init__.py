@@ -6,7 +6,7 @@ on disk, and `ledger` remembers what was handed out, for whoever comes back.
 """
 
 from bwdln.engines.base import HERE, all_processes, prepared
-from bwdln.engines.driver import check_free, execute
+from bwdln.engines.driver import begin, check_free, execute, plan
 from bwdln.engines.ledger import Ledger
 from bwdln.engines.status import cancel, look
 from bwdln.engines.tasks import dealt
@@ -15,10 +15,12 @@ __all__ = [
     "HERE",
     "Ledger",
     "all_processes",
+    "begin",
     "cancel",
     "check_free",
     "dealt",
     "execute",
     "look",
+    "plan",
     "prepared",
 ]

@@ -104,11 +104,10 @@ def prepared(options: Sweep) -> Sweep:
         takes,
     )
     jax.config.update("jax_platforms", "cpu")
-    if (
-        options.engine == "processes" and options.tasks is None
-    ):  # all of them at a time: their cores are known
-        return dataclasses.replace(options, tasks=options.processes.parallel or min(PARALLEL, lanes.cores()))
-    return options
+    if options.engine != "processes" or options.tasks is not None:
+        return options
+    # One a process, so that none of them waits.
+    return dataclasses.replace(options, tasks=options.processes.parallel or min(PARALLEL, lanes.cores()))
 
 
 def library(name: str, engine: str) -> Any:

@@ -10,12 +10,12 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bwdln import sweep
 from bwdln.batching import Detached
-from bwdln.config import Sweep
+from bwdln.config import Config, Sweep
 from bwdln.engines import base, ledger, tasks
 from bwdln.engines.base import Engine
 from bwdln.engines.ledger import Handed, Ledger
@@ -84,6 +84,22 @@ def execute(
         driver.close()
 
 
+def plan(configs: Mapping[int, Config], options: Sweep, store: Store) -> Plan:
+    """What `sweep.plan` makes of configurations, in which what is out elsewhere is found again."""
+    folder, out = store.folder / "tasks", Ledger(store.folder).out()
+    pieces = [config for name in out for config in tasks.configs_of(folder / f"{name}.json")]
+    return sweep.plan(configs, options, store, pieces)
+
+
+def begin(options: Sweep, store: Store, keys: Mapping[int, str]) -> Ledger:
+    """The ledger of a command that begins; tasks of another engine, which must have ended, are forgotten."""
+    record = Ledger(store.folder)
+    for name in record.out() if record.engine != options.engine else ():
+        tasks.remove(store.folder / "tasks", name)
+    record.begin(options.engine, keys)
+    return record
+
+
 def check_free(options: Sweep, store: Store) -> None:
     """Raise `InvalidOption` where tasks of another engine live in the folder of a sweep."""
     record = Ledger(store.folder)
@@ -128,7 +144,7 @@ class _Driver:
         while self._waiting or self._out:
             self._hand_out()
             if limit is not None and time.monotonic() - began >= limit:
-                raise Detached(f"{len(self._out) + len(self._waiting)} tasks are left to themselves")
+                raise Detached(self._left())
             time.sleep(PACE)
             reported = {path.name.partition(".")[0] for path in self._folder.glob("*.report.json")}
             for name in reported & self._out.keys():
@@ -137,6 +153,12 @@ class _Driver:
                 self._asked = time.monotonic()
                 yield from self._look_after()
             self._books.reached(self._lanes_done + sum(out.lanes_done for out in self._out.values()))
+
+    def _left(self) -> str:
+        """What goes on without the command, in words."""
+        out, waiting = len(self._out), len(self._waiting)
+        said = f"{out} tasks are left to themselves" if out != 1 else "1 task is left to itself"
+        return said if not waiting else f"{said}, {waiting} not handed out"
 
     def leave(self) -> None:
         """The command ends early: so do its tasks, saving what they have, unless their engine outlives it."""

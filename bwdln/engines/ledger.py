@@ -53,8 +53,9 @@ class Ledger:
         }
 
     def begin(self, engine: str, keys: Mapping[int, str]) -> None:
-        """A command begins, with these keys of jobs; what an earlier one left are the tasks that are out."""
-        self.engine, self.jobs, self.failed, self.tasks = engine, dict(keys), {}, self.out()
+        """A command begins, with these keys of jobs; of an earlier one the tasks of this engine are left."""
+        self.tasks = self.out() if engine == self.engine else {}
+        self.engine, self.jobs, self.failed = engine, dict(keys), {}
         self.save()
 
     def out(self) -> dict[str, Handed]:

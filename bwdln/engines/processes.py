@@ -16,8 +16,6 @@ from bwdln import config, lanes
 from bwdln.engines.base import PARALLEL, Standing, importable, library
 from bwdln.engines.jobs import Job
 
-#: As often as this, submitit lets a task save itself for want of time; it begins one anew six times at most.
-TIMEOUTS = 100
 #: Minutes that stand for no limit: submitit needs one.
 ENDLESS = 10 * 365 * 24 * 60
 
@@ -34,16 +32,13 @@ class Processes:
         self.parallel: int | None = options.parallel or min(PARALLEL, cores)
         self._cores = max(1, cores // self.parallel)
         self._folder = folder / "logs"
-        minutes = ENDLESS if options.timeout_min is None else options.timeout_min
-        # A tenth of the time to save what there is, for a minute at most.
-        self._parameters = {"timeout_min": minutes, "signal_delay_s": max(1, int(min(60, 6 * minutes)))}
         self._started: list[Any] = []
 
     def submit(self, tasks: Sequence[Path]) -> list[str]:
         """Start a process for each task."""
         local = library("submitit.local.local", "processes")
-        executor = local.LocalExecutor(self._folder, max_num_timeout=TIMEOUTS)
-        executor.update_parameters(**self._parameters)
+        executor = local.LocalExecutor(self._folder)
+        executor.update_parameters(timeout_min=ENDLESS)
         with importable(), _ignoring(signal.SIGINT, signal.SIGHUP), _silent():
             started = executor.map_array(Job(self._cores), list(map(str, tasks)))
         self._started += started

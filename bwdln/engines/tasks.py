@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from bwdln import distribution, lanes, sweep
-from bwdln.config import Sweep, from_mapping
+from bwdln.config import Config, Sweep, from_mapping
 from bwdln.engines import ledger
 from bwdln.errors import Failure, InvalidOption, check
 from bwdln.store import Store
@@ -94,6 +94,14 @@ def ready(folder: Path, name: str) -> Path:
 def remove(folder: Path, name: str) -> None:
     """Remove the file of a task, and what was left beside it."""
     ready(folder, name).unlink(missing_ok=True)
+
+
+def configs_of(path: Path) -> list[Config]:
+    """The configurations of the pieces of a task in a file; none where the file is gone, or of other code."""
+    try:
+        return [from_mapping(config) for config in (ledger.read(path) or {}).get("configs", [])]
+    except InvalidOption:
+        return []
 
 
 def keys_of(path: Path) -> list[str]:
