@@ -161,10 +161,10 @@ class Processes:
 class Slurm:
     """Tasks as jobs of Slurm, by submitit, in the words of sbatch; `time` in minutes.
 
-    `signal_delay_s`: how long before its end a task is told to save itself; `max_num_timeout`: how often it
-    is queued again then; `array_parallelism`: tasks at a time; `nodes`, `ntasks_per_node`: the processes of a
-    task, which then share each batch; `setup`: commands of the shell before it; `additional_parameters`: any
-    other option of sbatch, by name.
+    `signal_delay_s`: how long before its end a task is told to save itself, by Slurm up to a minute earlier;
+    `max_num_timeout`: how often it is queued again then; `array_parallelism`: tasks at a time; `nodes`,
+    `ntasks_per_node`: the processes of a task, which then share each batch; `setup`: commands of the shell
+    before it; `additional_parameters`: any other option of sbatch, by name.
     """
 
     partition: str | None = host(None)
@@ -184,10 +184,13 @@ class Slurm:
     additional_parameters: dict | None = host(None)
 
     def __post_init__(self) -> None:
-        _check_counts(self, "time", "cpus_per_task", "nodes", "ntasks_per_node")
+        _check_counts(self, "cpus_per_task", "nodes", "ntasks_per_node")
         _check_counts(self, "array_parallelism", "signal_delay_s", "max_num_timeout")
-        takes = f"fewer seconds than the {60 * self.time} of time: a task would be told to end as it begins"
-        check(self.signal_delay_s < 60 * self.time, "signal_delay_s", self.signal_delay_s, takes)
+        check(self.time >= 2, "time", self.time, "an integer of minutes from 2")
+        # A task shall have some time; and submitit counts only what runs for most of its time as timed out.
+        most = min(60 * self.time - 61, max(12 * self.time, 600) - 60)
+        takes = f"an integer of seconds up to {most} with sweep.slurm.time={self.time}"
+        check(self.signal_delay_s <= most, "signal_delay_s", self.signal_delay_s, takes)
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,8 @@ class Distributed:
             check(0 <= self.process_id < self.num_processes, "process_id", self.process_id, takes)
 
 
+#: The shortest silence, in seconds: signs of life come every two, and are looked for every five.
+LEAST_SILENCE = 30.0
 #: What the batches of a sweep can be handed to; each but the first has options of its own, named like it.
 Engine = Literal["inline", "processes", "slurm", "ray", "distributed"]
 
@@ -264,7 +269,7 @@ class Sweep:
     def __post_init__(self) -> None:
         _check_counts(self, "lanes_per_batch", "devices", "tasks")
         silence = self.silence_seconds
-        check(silence > 0, "silence_seconds", silence, "a number of seconds above 0")
+        check(silence >= LEAST_SILENCE, "silence_seconds", silence, f"a number from {LEAST_SILENCE}")
         for name in ("checkpoint_seconds", "wait_seconds"):
             seconds = getattr(self, name)
             check(seconds is None or seconds >= 0, name, seconds, "a number of seconds from 0")
@@ -275,10 +280,14 @@ class Sweep:
                 value = getattr(own, each.name)
                 takes = f"nothing with sweep.engine={self.engine}: it is an option of {name}"
                 check(value == each.default, f"{name}.{each.name}", value, takes)
-        inline = self.engine in ("inline", "distributed")
         takes = f"null with sweep.engine={self.engine}, which hands nothing out"
-        check(not inline or self.tasks is None, "tasks", self.tasks, takes)
-        check(not inline or self.wait_seconds is None, "wait_seconds", self.wait_seconds, takes)
+        for name in ("tasks", "wait_seconds") if self.runs_here else ():
+            check(getattr(self, name) is None, name, getattr(self, name), takes)
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the batches run in the process of the command, which hands nothing out."""
+        return self.engine in ("inline", "distributed")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import sys
+import time
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,8 +26,16 @@ log = logging.getLogger(__name__)
 AT_A_TIME = 2**26
 #: Seconds to wait for the other processes at the start.
 PATIENCE = 300
+#: Seconds that processes on CPUs wait for each other where a batch ends: XLA's half an hour is too short.
+LONGEST_WAIT = 10 * 24 * 3600
+#: Seconds from the last word of the first process to the end of its service.
+LAST_WORDS = 1.0
 
 Tree = TypeVar("Tree")
+
+
+class Separated(RuntimeError):
+    """The processes of the program have lost each other; nothing more can be done together."""
 
 
 def initialize(
@@ -39,6 +50,9 @@ def initialize(
     Without arguments Slurm, or another cluster that JAX knows, tells them. Raises `InvalidOption` where none
     does, and where the others do not come within `patience` seconds.
     """
+    wait, flags = "--xla_cpu_collective_timeout_seconds", os.environ.get("XLA_FLAGS", "")
+    if wait not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {wait}={LONGEST_WAIT}".strip()
     # It would take SIGTERM for itself, by which a task is told to save what it has.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -59,8 +73,18 @@ def initialize(
 
 def part_company() -> None:
     """Leave the other processes, once all are ready to: whoever goes unannounced takes them down."""
-    if processes_joined():
-        jax.distributed.shutdown()
+    if not processes_joined():
+        return
+    # The service through which they find each other, in the first of them, crashes now and then where it ends
+    # while it still answers them. JAX has no public way to let it end a moment later.
+    state: Any = getattr(sys.modules.get("jax._src.distributed"), "global_state", None)
+    service = getattr(state, "service", None)
+    if service is not None:
+        state.service = None
+    jax.distributed.shutdown()
+    if service is not None:
+        time.sleep(LAST_WORDS)
+        service.shutdown()
 
 
 def processes_joined() -> bool:
@@ -166,8 +190,11 @@ def _bytes_of_all(part: np.ndarray) -> np.ndarray:
 
 
 def _of_all(part: np.ndarray) -> np.ndarray:
-    """An array of every process, behind a new first axis."""
-    return np.asarray(multihost_utils.process_allgather(part)).reshape(processes(), *part.shape)
+    """An array of every process, behind a new first axis. Raises `Separated` where one is gone."""
+    try:
+        return np.asarray(multihost_utils.process_allgather(part)).reshape(processes(), *part.shape)
+    except (RuntimeError, ValueError) as error:  # JAX makes either of what Gloo says
+        raise Separated(f"another process is gone: {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -36,7 +37,7 @@ SIZES_ON_CPU = (64, 8, 1)
 FEWER = 4
 #: The variable that says how many cores this process may use.
 CORES = "BWDLN_CORES"
-#: Seconds between two looks at progress and at Ctrl-C, about.
+#: Seconds between two looks at progress, at Ctrl-C and at whether a checkpoint is due, about.
 PACE = 0.25
 
 Tree = TypeVar("Tree")
@@ -102,6 +103,8 @@ class Lanes:
         self._latest: dict[str, np.ndarray] = {}
         self._final: dict[str, np.ndarray] = {}
         self._attempts, self._stopping = 1, False
+        # Held while a batch moves on, by whichever thread, and while a snapshot is made.
+        self._moving = threading.Lock()
         self.batches: list[Batch] = []
         layers = jax.tree.map(lambda leaf: np.asarray(leaf, precision), weights)
         for members in _cut(np.arange(self.count), self._batch_size(self.count)):
@@ -116,15 +119,16 @@ class Lanes:
         on_progress: Callable[[Progress], None] | None,
         check: Callable[[], None],
         *,
-        on_record: Callable[[], None] = lambda: None,
+        on_pause: Callable[[], None] = lambda: None,
         look: bool = True,
     ) -> bool:
         """Advance all lanes from record to record, at the `points` of each lane on the clock.
 
-        It goes on behind the records that are there, calls `on_record` after each new one, and returns
-        whether it was interrupted. `check` is called now and then and interrupts by raising
+        It goes on behind the records that are there, and returns whether it was interrupted. `check` is
+        called before each record and about every `PACE` seconds, and interrupts by raising
         `KeyboardInterrupt`: then the lanes are looked at where they are, as the last record, unless
-        `look` is false, which leaves them such that they can go on (`snapshot`).
+        `look` is false, which leaves them such that they can go on (`snapshot`). `on_pause` is called
+        where `check` is; batches may be moving, and it may make a snapshot.
         """
         points = points.astype(np.int32 if self._clock == "step" else self._precision)
         told = _Told(on_progress, self._clock, points[:, -1])
@@ -134,12 +138,12 @@ class Lanes:
                 def pause(until: np.ndarray = until) -> None:
                     check()
                     told.sometimes(self, until)
+                    on_pause()
 
                 self.advance(until, pause)
                 self.records.append({name: values.copy() for name, values in self._latest.items()})
                 told.now(self, until)
                 self._pack()
-                on_record()
         except KeyboardInterrupt:
             if look:
                 # The weights may be ahead of the last record, and a result must describe its weights.
@@ -150,11 +154,17 @@ class Lanes:
         return False
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """All that `restore` needs to go on from here, by name: states, records, what is known of the end."""
-        leaves = jax.tree.leaves(_concatenated([batch.state for batch in self.batches]))
+        """All that `restore` needs to go on from here, by name: states, records, what is known of the end.
+
+        Batches may be moving: each is in it as it was behind its last block, with what was seen of it there.
+        """
+        with self._moving:  # states are never written to, what was seen of them is
+            states = [batch.state for batch in self.batches]
+            latest = {name: values.copy() for name, values in self._latest.items()}
+        leaves = jax.tree.leaves(_concatenated(states))
         arrays = {f"state_{index}": leaf for index, leaf in enumerate(leaves)}
         arrays["members"] = np.stack([batch.members for batch in self.batches])
-        arrays |= {f"latest_{name}": values for name, values in self._latest.items()}
+        arrays |= {f"latest_{name}": values for name, values in latest.items()}
         arrays |= {f"final_{name}": values for name, values in self._final.items()}
         for name in self.records[0] if self.records else ():
             arrays[f"record_{name}"] = np.stack([record[name] for record in self.records])
@@ -215,14 +225,17 @@ class Lanes:
         while unfinished and not self._stopping:
             # Threads share the number: it decides how long a block is, and nothing else.
             began, attempts = time.perf_counter(), np.int32(self._attempts)
-            batch.state, more, seen = self.program.advance(batch.lanes, batch.state, stops, attempts)
+            state, more, seen = self.program.advance(batch.lanes, batch.state, stops, attempts)
             unfinished = bool(np.any(more))
             seconds = time.perf_counter() - began
-            if not unfinished:
-                self._scatter(batch, seen, self._latest)
-            elif seconds < PACE / 2:
+            # Both or neither are in a snapshot: lanes that have ended are not looked at again.
+            with self._moving:
+                batch.state = state
+                if not unfinished:
+                    self._scatter(batch, seen, self._latest)
+            if unfinished and seconds < PACE / 2:
                 self._attempts = min(2 * int(attempts), 2**30)
-            elif seconds > 2 * PACE:
+            elif unfinished and seconds > 2 * PACE:
                 self._attempts = max(1, int(attempts) // 2)
             pause()
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -226,15 +228,25 @@ def prepare(config: Config) -> Problem:
 
 
 def _target(choice: Choice) -> tuple[Target, data.Samples | None]:
-    """The target of a choice and the data behind it: made once for many jobs, unless a file may change."""
-    if any(name == "path" for name, _ in choice.options):
-        return targets.TARGETS.build(choice), data.samples(choice)
-    return _same_target(targets.TARGETS.resolved(choice), targets.TARGETS[choice.name])
+    """The target of a choice and the data behind it: made once for many jobs, as long as its files stay."""
+    states = tuple(_state(str(value)) for name, value in choice.options if name == "path")
+    make = _same_target.__wrapped__ if None in states else _same_target
+    return make(targets.TARGETS.resolved(choice), targets.TARGETS[choice.name], states)
 
 
 @functools.lru_cache(maxsize=64)
-def _same_target(choice: Choice, _function: Callable[..., Target]) -> tuple[Target, data.Samples | None]:
+def _same_target(choice: Choice, *_made_of: object) -> tuple[Target, data.Samples | None]:
     return targets.TARGETS.build(choice), data.samples(choice)
+
+
+def _state(path: str) -> tuple[int, ...] | None:
+    """What differs once a file is written anew; None for what is no file, as a folder with files in it."""
+    try:
+        found = os.stat(os.path.expanduser(path))
+    except (OSError, ValueError):
+        return None
+    whole = found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+    return whole if stat.S_ISREG(found.st_mode) else None
 
 
 def _widths(dimension: int, config: Config, dynamics: Dynamics) -> tuple[Widths, float]:
@@ -308,34 +320,53 @@ def starts(problems: Sequence[Problem]) -> Start:
     first = problems[0]
     choices = [STARTS.resolved(problem.config.initialization) for problem in problems]
     static, _ = configuration.split(choices[0])
-    function, widths = STARTS[static.name], first.start_widths
+    function = functools.partial(STARTS[static.name], widths=first.start_widths)
     with _on_cpu(), within("initialization"):
+        distinct, places = _distinct([problem.target for problem in problems])
         # Options are checked where their numbers are known.
-        different = {(p.config.target, c): p.target for p, c in zip(problems, choices, strict=True)}
-        for (_, choice), target in different.items():
-            known = functools.partial(function, widths=widths, target=target, **dict(choice.options))
+        for place, choice in dict.fromkeys(zip(places, choices, strict=True)):
+            known = functools.partial(function, target=distinct[place], **dict(choice.options))
             jax.eval_shape(known, jax.random.key(0))
         seeds = [np.arange(p.config.seed, p.config.seed + p.config.seeds) for p in problems]
         counts = [problem.config.seeds for problem in problems]
         numbers = [configuration.split(choice)[1] for choice in choices]
-        targets = [problem.target for problem in problems]
-
-        def draw(lane: tuple[Array, Target, dict[str, Scalar]]) -> Weights:
-            seed, target, numbers = lane
-            key = jax.random.key(seed)
-            weights: Weights = function(key, widths, target, **dict(static.options), **numbers)
-            return weights
-
-        every = (
+        lanes = (
             np.concatenate(seeds),
-            _stacked(list(zip(targets, counts, strict=True))),
+            np.repeat(places, counts),
             _stacked(list(zip(numbers, counts, strict=True))),
         )
-        # One after the other: on a CPU several decompositions may wait for each other (`program`).
-        drawn = jax.jit(lambda lanes: lax.map(draw, lanes))(every)
+        # Each target once, whatever the number of lanes: it may be larger than all else together.
+        each_target = jax.tree.map(lambda *leaves: np.stack(leaves), *distinct)
+        draw = functools.partial(_drawn, functools.partial(function, **dict(static.options)))
+        drawn = jax.jit(draw)(each_target, lanes)
         if first.dynamics.end_to_end:
             return _reduced_start(first, drawn)
         return Start(drawn, jax.vmap(networks.end_to_end)(drawn), None)
+
+
+def _drawn(
+    function: Callable[..., Weights], targets: Target, lanes: tuple[Array, Array, dict[str, Scalar]]
+) -> Weights:
+    """The start of each lane, from its seed, the place of its target among `targets`, and its numbers."""
+
+    def draw(lane: tuple[Array, Array, dict[str, Scalar]]) -> Weights:
+        seed, place, numbers = lane
+        target = jax.tree.map(lambda leaf: leaf[place], targets)
+        return function(jax.random.key(seed), target=target, **numbers)
+
+    # One after the other: on a CPU several decompositions may wait for each other (`program`).
+    weights: Weights = lax.map(draw, lanes)
+    return weights
+
+
+def _distinct(every: Sequence[Target]) -> tuple[list[Target], list[int]]:
+    """The targets that differ, and the place of each among them.
+
+    They go by identity: `prepare` makes a target once for many problems, and matrices take long to compare.
+    """
+    distinct = {id(target): target for target in every}
+    places = {identity: place for place, identity in enumerate(distinct)}
+    return list(distinct.values()), [places[id(target)] for target in every]
 
 
 def _reduced_start(problem: Problem, drawn: Weights) -> Start:

@@ -224,7 +224,8 @@ class Store:
         """The process that holds the lock, as it describes itself; None where none does."""
         try:
             with open(self.folder / "lock", "rb", buffering=0) as file:
-                if _locked(file):
+                # Shared: over NFS a file that is open for reading cannot be locked otherwise.
+                if _locked(file, fcntl.LOCK_SH):
                     return None
                 return " ".join(file.read().decode(errors="replace").split())
         except OSError:
@@ -268,6 +269,10 @@ class Store:
         if replace or not path.exists():
             results.write_dataset(result.dataset.assign_attrs(key=key), path)
         return path
+
+    def drop(self, key: str) -> None:
+        """Remove a result that is stored, if it is; what was published stays."""
+        self._drop([self._result(key)])
 
     def publish(self, key: str, folder: Path) -> Path:
         """Show a stored result as `result.nc` in a folder, in place of another one of this store.
@@ -401,10 +406,10 @@ def _check_sums(path: Path) -> None:
         raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
 
-def _locked(file: FileIO) -> bool:
+def _locked(file: FileIO, how: int = fcntl.LOCK_EX) -> bool:
     """Lock a file, unless another process holds it."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

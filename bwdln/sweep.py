@@ -41,9 +41,9 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Piece(NamedTuple):
-    """Seeds of a job that are lanes of one batch: all of them, if so many fit."""
+    """Seeds of a job that are lanes of one batch: all of them, if so many fit. Jobs may have it in common."""
 
-    job: int
+    jobs: tuple[int, ...]
     key: str
     problem: Problem
 
@@ -127,17 +127,17 @@ def plan(
     configs: Mapping[int, Config],
     options: Sweep | None = None,
     store: Store | None = None,
-    out: Iterable[Config] = (),
+    known: Iterable[Config] = (),
 ) -> Plan:
     """Check every configuration and plan their runs; compiles nothing. Jobs of equal content run once.
 
-    `out`: pieces that run elsewhere already; jobs are cut so that these are pieces again.
+    `known`: pieces that were handed out before; jobs are cut so that these are pieces again.
 
     Raises `InvalidOption` for more devices than there are.
     """
     options = options or Sweep()
     simulate.set_up_process()
-    devices = _devices(options.devices)
+    devices = _devices(options)
     keys: dict[int, str] = {}
     refused: dict[int, InvalidOption] = {}
     problems: dict[int, Problem] = {}
@@ -162,14 +162,14 @@ def plan(
     # Of all jobs, so that whoever comes back when some are done finds the same pieces.
     lanes = sum({key: configs[job].seeds for job, key in keys.items()}.values())
     fair = max(1, lanes if options.tasks is None else -(-lanes // options.tasks))
-    spans, begun = _spans(out), [] if store is None or options.fresh else store.checkpoints()
+    spans, begun = _spans(known), [] if store is None or options.fresh else store.checkpoints()
     for names in groups(problems):
         group = [problems[name] for name in names]
         size = min(fair, _lanes_per_batch(group[0], devices, options))
         pieces = [
             piece
             for name in names
-            for piece in _pieces(name, keys[name], problems[name], size, _out(configs[name], spans))
+            for piece in _pieces((name,), keys[name], problems[name], size, _known(configs[name], spans))
         ]
         batches = _batches(pieces, size, begun)
         programs.append(tuple(batches))
@@ -193,9 +193,9 @@ def _program_of(problem: Problem) -> Hashable:
     return problem.static, same_start, tuple(problem.lane.loss), len(problem.record_points), config.precision
 
 
-def _devices(count: int | None) -> tuple[jax.Device, ...]:
-    """So many of the devices of this process, or all."""
-    present = jax.local_devices()
+def _devices(options: Sweep) -> tuple[jax.Device, ...]:
+    """So many of the devices of this process as it shall use, or all; others count their own."""
+    present, count = jax.local_devices(), options.devices if options.runs_here else None
     takes = f"an integer up to {len(present)}, the {present[0].platform} devices there are, or null"
     check(count is None or count <= len(present), "sweep.devices", count, takes)
     return tuple(present[:count])
@@ -239,8 +239,8 @@ def _spans(configs: Iterable[Config]) -> dict[Config, list[Span]]:
     return spans
 
 
-def _out(config: Config, spans: Mapping[Config, list[Span]]) -> list[Span]:
-    """The seeds of pieces of a configuration that are out."""
+def _known(config: Config, spans: Mapping[Config, list[Span]]) -> list[Span]:
+    """The seeds of pieces of a configuration that are known."""
     return spans.get(_seedless(config), []) if spans else []
 
 
@@ -249,14 +249,16 @@ def _seedless(config: Config) -> Config:
     return dataclasses.replace(config, seed=0, seeds=1)
 
 
-def _pieces(job: int, key: str, problem: Problem, size: int, out: Iterable[Span] = ()) -> list[Piece]:
-    """A job as pieces of at most `size` lanes, but for those that are out."""
+def _pieces(
+    jobs: tuple[int, ...], key: str, problem: Problem, size: int, known: Iterable[Span] = ()
+) -> list[Piece]:
+    """A job, or a piece, as pieces of at most `size` lanes, but for those that are known."""
     config = problem.config
     parts = []
-    for begin, end in cut(config.seed, config.seed + config.seeds, size, out):
+    for begin, end in cut(config.seed, config.seed + config.seeds, size, known):
         part = dataclasses.replace(config, seed=begin, seeds=end - begin)
         own = key if part == config else key_of(part)
-        parts.append(Piece(job, own, problem._replace(config=part)))
+        parts.append(Piece(jobs, own, problem._replace(config=part)))
     return parts
 
 
@@ -273,7 +275,10 @@ def cut(begin: int, end: int, size: int, fixed: Iterable[Span] = ()) -> list[Spa
 
 def _batches(pieces: Sequence[Piece], size: int, begun: Sequence[tuple[str, ...]]) -> list[Batch]:
     """Batches of at most `size` lanes; those that an earlier sweep began are made again, and come first."""
-    left = {piece.key: piece for piece in pieces}
+    left: dict[str, Piece] = {}
+    for piece in pieces:  # jobs whose seeds overlap may have some in common
+        others = left[piece.key].jobs if piece.key in left else ()
+        left[piece.key] = piece._replace(jobs=others + piece.jobs)
     batches: list[tuple[Piece, ...]] = []
     for keys in begun:
         if all(key in left for key in keys):
@@ -314,7 +319,7 @@ def run(
         if isinstance(done.outcome, Exception):
             raise done.outcome
         finished[done.job] = done.outcome
-    return [finished[job] for job in sorted(finished)]
+    return [finished[job] for job in range(len(configs))]
 
 
 def execute(
@@ -339,6 +344,8 @@ def execute(
             continue
         try:
             outcomes = _outcomes(batch, planned.devices, options, store, books.running)
+        except distribution.Separated:
+            raise  # no job's fault, and nothing that a smaller batch would mend
         except Exception as error:
             gc.collect()  # of what the batch held on the devices
             halves = _halved(batch, error)
@@ -347,7 +354,7 @@ def execute(
                 waiting.extendleft(reversed(halves))
                 continue
             books.ended(batch.lanes)
-            yield from books.failed(batch.pieces[0].job, error)
+            yield from books.failed(batch.pieces[0], error)
             continue
         books.ended(batch.lanes)
         for piece, outcome in zip(batch.pieces, outcomes, strict=True):
@@ -374,7 +381,8 @@ class Books:
         self.batches = planned.batches
         self._planned, self._options, self._store, self._tell = planned, options, store, on_progress
         self._alike = _alike(planned)
-        self._parts: dict[int, list[Result]] = {}
+        self._parts: dict[int, list[tuple[Piece, Result]]] = {}
+        self._whole: set[int] = set()
         self._failed: set[int] = set()
         refused = len(planned.refused)
         self._now = SweepProgress(len(planned.configs), refused, 0, refused, planned.lanes, 0, None)
@@ -393,33 +401,45 @@ class Books:
 
     def wanted(self, batch: Batch) -> Batch:
         """A batch without what belongs to jobs that failed meanwhile."""
-        return batch._replace(pieces=tuple(each for each in batch.pieces if each.job not in self._failed))
+        pieces = tuple(each for each in batch.pieces if not self._failed.issuperset(each.jobs))
+        return batch._replace(pieces=pieces)
 
     def came(self, piece: Piece, outcome: Result) -> Iterator[Done]:
         """The result of a piece is here: the jobs that are done by it."""
-        if piece.job in self._failed:
-            return
-        config = self._planned.configs[piece.job]
-        own = self._parts.setdefault(piece.job, [])
-        own.append(outcome)
-        if sum(part.dataset.sizes["seed"] for part in own) < config.seeds:
-            return
-        own.sort(key=lambda part: int(part.dataset["seed"][0]))
-        whole = own[0] if len(own) == 1 else results.joined(own, config)
-        del self._parts[piece.job]
-        if self._store is not None and len(own) > 1:
-            self._store.keep(self._planned.keys[piece.job], whole, replace=self._options.fresh)
-        for job in self._alike[piece.job]:
-            yield self._done(Done(job, whole, False))
+        for job in piece.jobs:
+            if job not in self._failed:
+                yield from self._came(job, piece, outcome)
 
-    def failed(self, job: int, error: Exception) -> Iterator[Done]:
-        """A job cannot come to its end, nor can those of the same content."""
-        if job in self._failed:
+    def _came(self, job: int, piece: Piece, outcome: Result) -> Iterator[Done]:
+        config, own = self._planned.configs[job], self._parts.setdefault(job, [])
+        own.append((piece, outcome))
+        if sum(part.lanes for part, _ in own) < config.seeds:
             return
-        self._failed.add(job)
-        self._parts.pop(job, None)
+        parts = [result for _, result in sorted(own, key=lambda part: part[0].problem.config.seed)]
+        whole = parts[0] if len(parts) == 1 else results.joined(parts, config)
+        del self._parts[job]
+        self._whole.add(job)
+        if self._store is not None and len(parts) > 1:
+            self._store.keep(self._planned.keys[job], whole, replace=self._options.fresh)
+            self._drop(part for part, _ in own)
         for each in self._alike[job]:
-            yield self._done(Done(each, error, False))
+            yield self._done(Done(each, whole, False))
+
+    def _drop(self, pieces: Iterable[Piece]) -> None:
+        """Do not store twice what is in whole results, unless another job is it, or is made of it."""
+        jobs = set(self._planned.keys.values())
+        for piece in pieces:
+            if self._store is not None and piece.key not in jobs and self._whole.issuperset(piece.jobs):
+                self._store.drop(piece.key)
+
+    def failed(self, piece: Piece, error: Exception) -> Iterator[Done]:
+        """A piece has no result: its jobs cannot come to their end, nor can those of the same content."""
+        for job in piece.jobs:
+            if job not in self._failed:
+                self._failed.add(job)
+                self._parts.pop(job, None)
+                for each in self._alike[job]:
+                    yield self._done(Done(each, error, False))
 
     def running(self, progress: Progress) -> None:
         """What runs is so far."""
@@ -520,7 +540,7 @@ def follow() -> None:
 
         with Interruption() as interruption:
             try:
-                _history(order, problems, _devices(order.devices), quiet, interruption.check)
+                _history(order, problems, _devices(Sweep(devices=order.devices)), quiet, interruption.check)
             except (Exception, KeyboardInterrupt) as error:
                 log.info("a batch ended early: %s", error or type(error).__name__)
 
@@ -571,13 +591,13 @@ def _history(
                 log.warning("no checkpoint: %s", error)
             saved = time.perf_counter()
 
-    def save_sometimes() -> None:
+    def save_if_due() -> None:
         if time.perf_counter() - saved >= order.checkpoint_seconds:
             save()
 
     def advance() -> bool:
         points = simulate.points(problems)
-        if running.run(points, on_progress, interrupt, on_record=save_sometimes, look=False):
+        if running.run(points, on_progress, interrupt, on_pause=save_if_due, look=False):
             save()
             raise KeyboardInterrupt
         return False
@@ -592,7 +612,7 @@ def _halved(batch: Batch, error: Exception) -> list[Batch]:
         middle = len(batch.pieces) // 2
         halves = [batch.pieces[:middle], batch.pieces[middle:]]
     elif first.lanes > 1 and _is_out_of_memory(error):
-        halves = [(part,) for part in _pieces(first.job, first.key, first.problem, -(-first.lanes // 2))]
+        halves = [(part,) for part in _pieces(first.jobs, first.key, first.problem, -(-first.lanes // 2))]
     else:
         return []
     return [Batch(half, _lanes(half) if _is_out_of_memory(error) else batch.places) for half in halves]

@@ -17,6 +17,7 @@ from experiments import command_line
 
 if TYPE_CHECKING:
     from bwdln.collection import Collection
+    from bwdln.engines import Ledger
     from bwdln.store import Store
     from bwdln.sweep import Done, Plan
 
@@ -46,6 +47,8 @@ class Batches:
         self._stored = 0  # of these, by an earlier sweep
         self._alone: set[int] = set()  # studies, which run programs of their own
         self._failed: dict[int, Exception] = {}
+        self._keys: dict[int, str] = {}
+        self._record: Ledger | None = None
 
     def plan(self, jobs: Sequence[Job], folder: Path) -> None:
         """Print what a sweep would run. Runs and writes nothing."""
@@ -79,16 +82,20 @@ class Batches:
             engines.check_free(options, store)
             planned = self._planned(jobs, folder, options)
             self._failed |= planned.refused
-            record = engines.begin(options, store, planned.keys)
+            self._keys |= planned.keys
+            record = self._record = engines.begin(options, store, self._keys, self._reasons())
             for job in jobs:
                 if job.number in self._failed:
                     yield job.number, partial(self._refuse, job.number)
             try:
                 with display.sweep_progress(folder) as on_progress:
                     for done in engines.execute(planned, options, store, record, on_progress):
+                        if isinstance(done.outcome, Exception):
+                            record.failed[done.job] = command_line.said(done.outcome)
+                            record.save_sometimes()
                         yield done.job, partial(self._finish, done, store, planned.keys[done.job])
             finally:
-                record.failed = {job: command_line.said(error) for job, error in self._failed.items()}
+                record.failed = self._reasons()
                 record.save()
         for job in jobs:
             if job.number in self._alone:
@@ -105,7 +112,7 @@ class Batches:
         written: list[tuple[str, Path]] = []
         drawn: list[Path] = []
         if self._collection is not None and self._ended - self._alone:
-            failed = {job: command_line.said(error) for job, error in sorted(self._failed.items())}
+            failed = self._reasons()
             attributes = {"failed": json.dumps(failed), "objective": output.objective}
             dataset = self._collection.dataset(results.provenance() | attributes)
             results.write_dataset(dataset, folder / "sweep.nc")
@@ -139,12 +146,20 @@ class Batches:
         """What came of a sweep that Ctrl-C ended."""
         if self._folder is None:
             return "interrupted"
-        return f"interrupted: {self._came()}; the same command goes on from there"
+        said = f"interrupted: {self._came()}; the same command goes on from there"
+        if self._record is None or not self._record.left:
+            return said
+        status = f"python -m experiments.status {self._folder}"
+        return f"{said}; {self._record.left} tasks go on without it: {status} shows them, --cancel ends them"
 
     def detached(self, what: str) -> str:
         """What came of a sweep whose tasks go on without it."""
         status = f"python -m experiments.status {self._folder}"
         return f"{what}: {self._came()}; the same command comes back to them, {status} shows them"
+
+    def _reasons(self) -> dict[int, str]:
+        """Why jobs have failed so far, in their order."""
+        return {job: command_line.said(error) for job, error in sorted(self._failed.items())}
 
     def _came(self) -> str:
         counts = f"{len(self._ended):,} of {len(self._jobs):,} jobs done"
@@ -187,7 +202,7 @@ class Batches:
         configs = {number: self._trainings[number].config for number in numbers}
         planned = engines.plan(configs, options, Store(folder / "store"))
         studies = sum(job.number in self._alone for job in jobs)
-        away = None if options.engine in engines.HERE else len(engines.dealt(planned.batches, options.tasks))
+        away = None if options.runs_here else len(engines.dealt(planned.batches, options.tasks))
         for line in display.plan(planned, len(jobs), studies, options.engine, away):
             print(line)
         return planned

@@ -75,7 +75,7 @@ def plan(planned: Any, jobs: int, studies: int, engine: str = "inline", away: in
     )
     names = _names_of_programs([program[0].pieces[0].problem for program in planned.programs])
     for program, name in zip(planned.programs[:LISTED_PROGRAMS], names, strict=False):
-        numbers = {piece.job for batch in program for piece in batch.pieces}
+        numbers = {job for batch in program for piece in batch.pieces for job in piece.jobs}
         lanes = sum(batch.lanes for batch in program)
         counts = _count(len(numbers), "job"), _count(lanes, "lane"), _count(len(program), "batch", "batches")
         lines.append(f"          {name}: {', '.join(counts)}")
@@ -219,18 +219,19 @@ def _finite(value: Any) -> Any:
 
 #: As many tasks of a status are listed: first those that failed or died, then those that run.
 LISTED_TASKS = 20
-#: The order in which tasks are listed; what is done or waits is counted only.
-OF_INTEREST = ("failed", "ended", "unknown", "running")
+#: The order in which tasks are listed; what is done is counted only, and why others wait.
+OF_INTEREST = ("failed", "stuck", "ended", "unknown", "running")
 
 
 def status(found: Any) -> list[str]:
     """How a sweep stands, from `engines.status.look`, in lines."""
     failed = sum(found.failed.values())
-    left = found.jobs - found.done - failed
+    left = found.jobs - found.done - found.running - failed
     lines = [
         f"sweep    {found.folder}",
         f"command  {found.command or 'none is at work'}",
-        f"jobs     {found.jobs:,}: {found.done:,} done, {failed:,} failed, {left:,} to do",
+        f"jobs     {found.jobs:,}: {found.done:,} done, {found.running:,} running, "
+        f"{failed:,} failed, {left:,} to do",
     ]
     if found.tasks:
         states = Counter(task.state for task in found.tasks)
@@ -244,6 +245,8 @@ def status(found: Any) -> list[str]:
     lines += [f"         {_of_task(task)}" for task in listed[:LISTED_TASKS]]
     if len(listed) > LISTED_TASKS:
         lines.append(f"         … and {len(listed) - LISTED_TASKS:,} more")
+    waits = Counter(task.reasons[-1] for task in found.tasks if task.state == "waiting" and task.reasons)
+    lines += [f"waiting  {count:,} × {reason}" for reason, count in waits.most_common()]
     lines += [f"failed   {count:,} × {reason}" for reason, count in found.failed.most_common()]
     return lines
 

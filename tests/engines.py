@@ -31,7 +31,7 @@ def command(folder: Path, *options: str) -> list[str]:
 
 
 def run(folder: Path, *options: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
-    """Run a sweep to its end; tests have it for a few minutes."""
+    """Run a sweep to its end, within a few minutes."""
     arguments: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
     return subprocess.run(command(folder, *options), **arguments | keywords)
 
@@ -75,6 +75,12 @@ def ledger(folder: Path) -> dict[str, Any]:
 def handed_out(folder: Path) -> list[dict[str, Any]]:
     """Its tasks."""
     return list(ledger(folder)["tasks"].values())
+
+
+def status(folder: Path | str, *options: str) -> str:
+    """What `experiments.status` says of a sweep."""
+    asked = [sys.executable, "-m", "experiments.status", str(folder), *options]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def kill_task(sign: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ import time
 import engines
 import numpy as np
 import pytest
+from problems import job
 
-from bwdln import distribution
+from bwdln import distribution, simulate, sweep
 
 COMPARED = """
 import json
@@ -144,6 +145,53 @@ print(json.dumps([raised.strip(), told, lanes.tolist()]))
 def test_what_is_raised_in_one_process_is_raised_in_all(what, first, second):
     rest = ["from the first", [[0, 0, 0], [0, 0, 0], [1, 1, 1]]]
     assert list(map(json.loads, processes(FAILING, 2, what))) == [[first, *rest], [second, *rest]]
+
+
+LATE = """
+import sys
+import time
+
+import numpy as np
+
+from bwdln import distribution
+
+port, count, number = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+distribution.initialize(f"127.0.0.1:{port}", count, number)
+distribution.told("ready")
+time.sleep(6 * number)
+try:
+    print(len(distribution.gathered(np.zeros(2), 3)), flush=True)
+except distribution.Separated as error:
+    print("separated", error, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "said"), [("", "3"), ("--xla_cpu_collective_timeout_seconds=2", "separated")]
+)
+def test_a_process_waits_for_one_that_is_late_and_says_when_they_are_separated(monkeypatch, flags, said):
+    """XLA waits for half an hour unless it is told otherwise: here it is two seconds, or as it is."""
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert [each.split()[0] for each in processes(LATE, 2)] == [said, said]
+
+
+def test_processes_may_wait_long_for_each_other(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/nowhere")
+    monkeypatch.setattr(distribution.jax.distributed, "initialize", lambda *given, **options: None)
+    monkeypatch.setattr(distribution.jax.config, "update", lambda *given: None)
+    distribution.initialize()
+    wait = f"--xla_cpu_collective_timeout_seconds={distribution.LONGEST_WAIT}"
+    assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=/nowhere {wait}" and distribution.LONGEST_WAIT >= 86400
+
+
+def test_processes_that_are_separated_are_no_failure_of_a_job(monkeypatch):
+    def separated(*given, **options):
+        raise distribution.Separated("another process is gone")
+
+    monkeypatch.setattr(simulate, "begin", separated)
+    with pytest.raises(distribution.Separated):
+        sweep.run([job(), job(seed=1)])
 
 
 @pytest.mark.slow

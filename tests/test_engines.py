@@ -36,32 +36,40 @@ OPTIONS = Sweep(engine="slurm", tasks=2, retries=1)
 class Here:
     """An engine that runs tasks as they are handed out; `fate` says what becomes of each attempt.
 
-    run: it runs; die: it ends without a word; hang: it is never heard of; wait: it waits for ever.
+    run: it runs; die: it ends without a word; hang: it is never heard of; wait: it waits for ever; other
+    words are those of a standing.
     """
 
-    outlives, pace, grace, parallel = True, 0.0, 0.0, None
+    outlives, pace, grace, parallel, at_once = True, 0.0, 0.0, None, 100
 
     def __init__(self, *fate):
         self.fate, self.handed, self.cancelled, self.standing = list(fate), [], [], {}
+        self.labels = {}
 
-    def submit(self, files):
-        names = []
+    def submit(self, files, label):
+        names = self.labels[label] = []
         for file in files:
             name, fate = str(len(self.handed)), self.fate.pop(0) if self.fate else "run"
             self.handed.append(file.stem)
             if fate == "run":
                 tasks.run(str(file))
             states = {"run": "ended", "die": "ended", "hang": "running", "wait": "waiting"}
-            self.standing[name] = Standing(states[fate], "NODE_FAIL" if fate == "die" else "")
+            self.standing[name] = Standing(states.get(fate, fate), "NODE_FAIL" if fate == "die" else "")
             names.append(name)
         return names
 
     def standings(self, names):
         return {name: self.standing.get(name, Standing("ended", "forgotten")) for name in names}
 
+    def find(self, label, count):
+        return self.labels.get(label, [])
+
     def cancel(self, names):
         self.cancelled += names
         self.standing |= dict.fromkeys(names, Standing("ended", "CANCELLED"))
+
+    def kill(self, names):
+        self.cancel(names)
 
     def log(self, name):
         return None
@@ -177,28 +185,106 @@ def test_a_task_that_dies_too_often_is_given_up_alone(tmp_path, engine, inline):
     assert_as_inline(ran(Store(tmp_path)), inline)  # the next command tries again
 
 
-def test_silence_has_a_limit(tmp_path, engine, inline):
+@pytest.fixture
+def impatient(monkeypatch):
+    """Silence may be short."""
+    monkeypatch.setattr(config, "LEAST_SILENCE", 0.0)
+    return dataclasses.replace(OPTIONS, silence_seconds=0.05)
+
+
+def test_silence_has_a_limit(tmp_path, engine, inline, impatient):
     here = engine("hang", "run")
-    found = ran(Store(tmp_path), dataclasses.replace(OPTIONS, silence_seconds=0.05))
+    found = ran(Store(tmp_path), impatient)
     assert_as_inline(found, inline)
     assert here.cancelled == ["0"]
     assert "no sign of life for 0.05 s" in str(Ledger(tmp_path).tasks[here.handed[0]].reasons)
 
 
-def test_waiting_in_a_queue_is_no_silence(tmp_path, engine):
-    here = engine("wait", "wait")
-    options = dataclasses.replace(OPTIONS, silence_seconds=0.02, wait_seconds=0.3)
+def test_what_is_silent_is_not_handed_out_again_before_it_has_ended(tmp_path, engine, inline, impatient):
+    here = engine("hang", "run")
+    here.kill = here.cancelled.extend  # Slurm takes its time
+
+    looks = []
+
+    def standings(names):
+        if here.cancelled and len(looks) < 3:
+            looks.append(len(here.handed))
+        if len(looks) == 3:
+            here.standing["0"] = Standing("ended", "CANCELLED")
+        return {name: here.standing[name] for name in names}
+
+    here.standings = standings
+    found = ran(Store(tmp_path), dataclasses.replace(impatient, silence_seconds=1.0))
+    assert_as_inline(found, inline)
+    assert here.cancelled == ["0"] and looks == [2, 2, 2] and len(here.handed) == 3
+
+
+def test_what_nothing_ends_is_left_behind(tmp_path, engine, inline, impatient):
+    """Such as a process on a machine that is gone."""
+    here = engine("hang", "run")
+    here.kill = here.cancelled.extend
+    assert_as_inline(ran(Store(tmp_path), impatient), inline)
+    assert here.cancelled == ["0"] and len(here.handed) == 3
+
+
+@pytest.mark.parametrize("standing", ["wait", "unknown"])
+def test_waiting_in_a_queue_is_no_silence_nor_is_an_engine_that_does_not_answer(
+    tmp_path, engine, impatient, standing
+):
+    here = engine(standing, standing)
     with pytest.raises(Detached, match="2 tasks are left to themselves"):
-        ran(Store(tmp_path), options)
+        ran(Store(tmp_path), dataclasses.replace(impatient, wait_seconds=0.3))
     assert not here.cancelled and len(here.handed) == 2
+
+
+def test_what_would_never_run_is_said_at_once(tmp_path, engine):
+    here = engine("stuck", "run")
+    here.standings = lambda names: {
+        name: here.standing[name]._replace(reason="BadConstraints") for name in names
+    }
+    found = ran(Store(tmp_path))
+    failed = [number for number, outcome in found.items() if isinstance(outcome, Exception)]
+    assert failed == [0, 1] and str(found[0]) == "slurm would never run it: BadConstraints"
+    assert here.cancelled == ["0"] and len(here.handed) == 2
+
+
+def test_an_engine_that_does_not_take_a_task_again_at_once_is_asked_later(tmp_path, engine, inline):
+    here = engine("die", "run")
+    submit, refusals = here.submit, []
+
+    def later(files, label):
+        if len(here.handed) == 2 and len(refusals) < 3:
+            refusals.append(label)
+            raise InvalidOption("sweep.slurm", "nothing", "what sbatch takes (Socket timed out)")
+        return submit(files, label)
+
+    here.submit = later
+    assert_as_inline(ran(Store(tmp_path)), inline)
+    assert len(refusals) == 3 and len(here.handed) == 3
+    assert Ledger(tmp_path).submitting == {}
+
+
+def test_a_task_that_is_never_taken_again_fails_alone(tmp_path, engine, impatient):
+    here = engine("die", "run")
+    submit = here.submit
+
+    def never(files, label):
+        if len(here.handed) == 2:
+            raise InvalidOption("sweep.slurm", "nothing", "what sbatch takes (AssocMaxSubmitJobLimit)")
+        return submit(files, label)
+
+    here.submit = never
+    found = ran(Store(tmp_path), impatient)
+    failed = [number for number, outcome in found.items() if isinstance(outcome, Exception)]
+    assert failed == [0, 1] and "NODE_FAIL, and is not taken again: sweep.slurm: got" in str(found[0])
 
 
 def test_results_that_are_gone_are_computed_again(tmp_path, engine, inline):
     here = engine()
     submit = here.submit
 
-    def losing(files):
-        names = submit(files)
+    def losing(files, label):
+        names = submit(files, label)
         if len(here.handed) == 2:  # the first time
             next(tmp_path.glob("*.nc")).unlink()
         return names
@@ -230,15 +316,15 @@ def test_a_task_of_other_code_is_refused_and_not_repeated(tmp_path, engine):
     here = engine()
     submit = here.submit
 
-    def altering(files):
+    def altering(files, label):
         for file in files:
             content = json.loads(file.read_text())
             content["keys"] = ["another" for _ in content["keys"]]
             file.write_text(json.dumps(content))
         with pytest.raises(InvalidOption):
-            submit(files[:1])
+            submit(files[:1], label)
         with pytest.raises(InvalidOption):
-            submit(files[1:])
+            submit(files[1:], label)
         here.standing |= {"0": Standing("ended"), "1": Standing("ended")}
         return ["0", "1"]
 
@@ -279,14 +365,119 @@ def test_a_larger_sweep_waits_for_the_tasks_of_a_smaller_one(tmp_path, engine, i
     (first,) = here.handed
     submit = here.submit
 
-    def then(files):
+    def then(files, label):
         tasks.run(str(tmp_path / "tasks" / f"{first}.json"))
-        return submit(files)
+        return submit(files, label)
 
     here.submit = then
     assert_as_inline(ran(store, Sweep(engine="slurm")), inline)
     assert len(here.handed) == 2
     assert here.handed[1] != first
+
+
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_a_command_killed_as_it_submits_forgets_nothing(tmp_path, engine, inline, killed):
+    here, store, options = engine(*["wait"] * 3), Store(tmp_path), dataclasses.replace(OPTIONS, tasks=4)
+    here.at_once, submit, submissions = 3, here.submit, []
+
+    def dying(files, label):
+        submissions.append(label)
+        if killed == "after":
+            submit(files, label)
+        raise KeyboardInterrupt
+
+    here.submit = dying
+    with pytest.raises(KeyboardInterrupt):
+        ran(store, options)
+    assert list(Ledger(tmp_path).submitting) == submissions
+    here.submit = submit
+    if killed == "after":
+        assert len(engines.plan(configs(), options, store).batches) == 4
+        for name in here.handed:
+            tasks.run(str(tmp_path / "tasks" / f"{name}.json"))
+    else:
+        here.fate = []
+    assert_as_inline(ran(store, options), inline)
+    assert sorted(Counter(here.handed).values()) == [1, 1, 1, 1]
+    assert Ledger(tmp_path).submitting == {}
+
+
+def test_what_was_taken_before_a_submission_failed_is_known(tmp_path, engine, inline):
+    here, store, options = engine("wait", "wait"), Store(tmp_path), dataclasses.replace(OPTIONS, tasks=4)
+    here.at_once, submit = 2, here.submit
+
+    def full(files, label):
+        if here.handed:
+            raise InvalidOption("sweep.slurm", "nothing", "what sbatch takes (the queue is full)")
+        return submit(files, label)
+
+    here.submit = full
+    with pytest.raises(InvalidOption, match="the queue is full"):
+        ran(store, options)
+    assert len(Ledger(tmp_path).out()) == 2
+    here.submit = submit
+    for name in here.handed:
+        tasks.run(str(tmp_path / "tasks" / f"{name}.json"))
+    assert_as_inline(ran(store, options), inline)
+    assert len(here.handed) == len(set(here.handed)) == 4
+
+
+def test_a_submission_without_an_answer_may_have_been_taken(tmp_path, engine, inline):
+    here = engine()
+    submit = here.submit
+
+    def slow(files, label):
+        submit(files, label)
+        raise InvalidOption("sweep.slurm", "nothing", "what sbatch takes (Socket timed out)")
+
+    here.submit = slow
+    assert_as_inline(ran(Store(tmp_path)), inline)
+    assert len(here.handed) == 2
+
+
+def test_a_command_that_does_not_wait_gathers_what_is_there(tmp_path, engine, inline):
+    here = engine("wait", "wait", "wait")
+    store, jobs = Store(tmp_path), {0: job(seeds=7)}
+    options = Sweep(engine="slurm", tasks=3, wait_seconds=0.0)
+    with pytest.raises(Detached, match="3 tasks are left to themselves"):
+        ran(store, options, jobs)
+    for name in here.handed:
+        tasks.run(str(tmp_path / "tasks" / f"{name}.json"))
+    (found,) = ran(store, options, jobs).values()
+    np.testing.assert_array_equal(found.dataset["seed"], np.arange(7))
+
+
+def test_parts_of_a_job_are_found_again_however_it_would_be_cut(tmp_path, engine):
+    here = engine("run", "run", "die", "die")
+    store, jobs = Store(tmp_path), {0: job(seeds=7)}
+    (failed,) = ran(store, Sweep(engine="slurm", tasks=3, retries=1), jobs).values()
+    assert isinstance(failed, Failure)
+    before = list(here.handed)
+    planned = engines.plan(jobs, Sweep(engine="slurm", tasks=1), store)
+    assert [piece.lanes for batch in planned.batches for piece in batch.pieces] == [3, 3, 1]
+    seeds, began = [], sweep.simulate.begin
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sweep.simulate,
+            "begin",
+            lambda problems, *rest: (
+                seeds.extend(each.config.seeds for each in problems) or began(problems, *rest)
+            ),
+        )
+        (found,) = ran(store, Sweep(engine="slurm", tasks=1), jobs).values()
+    np.testing.assert_array_equal(found.dataset["seed"], np.arange(7))
+    assert seeds == [1] and len(here.handed) == len(before) + 1
+
+
+def test_jobs_that_share_seeds_share_pieces(tmp_path, engine):
+    engine()
+    jobs = {0: job(seeds=4), 1: job(seeds=8), 2: job(seed=4, seeds=8)}
+    found = ran(Store(tmp_path), Sweep(engine="slurm", tasks=5), jobs)
+    for number, each in jobs.items():
+        np.testing.assert_array_equal(
+            found[number].dataset["seed"], np.arange(each.seed, each.seed + each.seeds)
+        )
 
 
 def test_what_runs_is_not_handed_out_twice_when_other_jobs_have_ended(tmp_path, engine, inline):
@@ -302,7 +493,7 @@ def test_what_runs_is_not_handed_out_twice_when_other_jobs_have_ended(tmp_path, 
     with pytest.raises(Detached):
         ran(store, options)
     assert [task.state for task in Ledger(tmp_path).tasks.values()] == [*["done"] * 3, "out"]
-    here.submit = lambda files: pytest.fail(f"{files} are handed out again")
+    here.submit = lambda files, label: pytest.fail(f"{files} are handed out again")
     running = tmp_path / "tasks" / f"{here.handed[3]}.json"
 
     def standings(names):
@@ -322,13 +513,13 @@ def test_a_larger_sweep_cuts_its_jobs_as_they_run(tmp_path, engine):
         ran(store, dataclasses.replace(options, wait_seconds=0.0), jobs)
     before, submit, seeds = list(here.handed), here.submit, []
 
-    def then(files):
+    def then(files, label):
         seeds.extend(
             (config.loss.option("tau"), config.seeds) for file in files for config in tasks.configs_of(file)
         )
         for name in before:
             tasks.run(str(tmp_path / "tasks" / f"{name}.json"))
-        return submit(files)
+        return submit(files, label)
 
     here.submit = then
     jobs = {0: job(loss__tau=0.4, seeds=9), 1: job(loss__tau=0.3, seeds=11), 2: jobs[0]}
@@ -349,7 +540,7 @@ def test_another_engine_goes_on_from_what_a_dead_task_saved(tmp_path, engine):
     here.cancel(list(here.standing))
     planned = engines.plan(jobs, Sweep(), store)
     assert [piece.key for batch in planned.batches for piece in batch.pieces] == pieces
-    assert engines.begin(Sweep(), store, planned.keys).tasks == {}
+    assert engines.begin(Sweep(), store, planned.keys, {}).tasks == {}
     assert not list(store.folder.glob("tasks/*"))
 
 
@@ -393,7 +584,7 @@ def test_another_engine_waits_until_no_task_lives(tmp_path, engine):
 
 def test_the_ledger_is_read_as_it_was_written(tmp_path):
     ledger = Ledger(tmp_path)
-    ledger.begin("slurm", {0: "a", 3: "b"})
+    ledger.begin("slurm", {0: "a", 3: "b"}, {})
     ledger.tasks["x"] = Handed("17_0", 5, 2, "out", ["TIMEOUT"])
     ledger.tasks["y"] = Handed("17_1", 5, 1, "done")
     ledger.failed[3] = "why"
@@ -401,10 +592,11 @@ def test_the_ledger_is_read_as_it_was_written(tmp_path):
     again = Ledger(tmp_path)
     assert (again.engine, again.jobs, again.failed) == ("slurm", {0: "a", 3: "b"}, {3: "why"})
     assert again.tasks == ledger.tasks and list(again.out()) == ["x"]
-    again.begin("slurm", {0: "a"})
+    again.begin("slurm", {0: "a"}, {})
     assert list(Ledger(tmp_path).tasks) == ["x"] and Ledger(tmp_path).failed == {}
     (tmp_path / "ledger.json").write_text("{")
-    assert Ledger(tmp_path).tasks == {}
+    with pytest.raises(InvalidOption, match=r"hydra.sweep.dir: got .*; takes a folder whose ledger.json can"):
+        Ledger(tmp_path)
 
 
 def test_the_status_counts_jobs_and_tasks_by_reason(tmp_path, engine):
@@ -412,7 +604,7 @@ def test_the_status_counts_jobs_and_tasks_by_reason(tmp_path, engine):
     store = Store(tmp_path / "store")
     planned = sweep.plan(configs(), OPTIONS, store)
     record = Ledger(store.folder)
-    record.begin("slurm", planned.keys)
+    record.begin("slurm", planned.keys, {})
     for done in engines.execute(planned, OPTIONS, store, record):
         if isinstance(done.outcome, Exception):
             record.failed[done.job] = str(done.outcome)
@@ -421,7 +613,7 @@ def test_the_status_counts_jobs_and_tasks_by_reason(tmp_path, engine):
     assert (found.jobs, found.done, sum(found.failed.values()), len(found.failed)) == (4, 2, 2, 1)
     assert sorted(task.state for task in found.tasks) == ["done", "failed"]
     text = "\n".join(display.status(found))
-    assert "jobs     4: 2 done, 2 failed, 0 to do" in text
+    assert "jobs     4: 2 done, 0 running, 2 failed, 0 to do" in text
     assert "tasks    2 tasks of slurm: 1 done, 1 failed" in text
     assert "handed out 2 times" in text and "2 × NODE_FAIL" in text
     assert "failed   2 × its task ended 2 times" in text
@@ -434,7 +626,7 @@ def test_the_status_of_what_runs(tmp_path, engine, capsys):
     options = dataclasses.replace(OPTIONS, wait_seconds=0.0)
     planned = sweep.plan(configs(), options, store)
     record = Ledger(store.folder)
-    record.begin("slurm", planned.keys)
+    record.begin("slurm", planned.keys, {})
     with pytest.raises(Detached):
         list(engines.execute(planned, options, store, record))
     name = list(record.tasks)[1]
@@ -442,7 +634,7 @@ def test_the_status_of_what_runs(tmp_path, engine, capsys):
     (store.folder / "tasks" / f"{name}.alive.json").write_text(json.dumps(sign))
     command.main([str(tmp_path)])
     text = capsys.readouterr().out
-    assert "jobs     4: 0 done, 0 failed, 4 to do" in text
+    assert "jobs     4: 0 done, 2 running, 0 failed, 2 to do" in text
     assert "tasks    2 tasks of slurm: 1 waiting, 1 running" in text
     assert "1 running, 1 of 4 lanes, on node7, last sign 0 s ago" in text
     command.main([str(tmp_path), "--cancel"])
@@ -454,7 +646,7 @@ def test_the_status_of_what_runs(tmp_path, engine, capsys):
 def test_the_status_says_which_command_is_at_work(tmp_path):
     store = Store(tmp_path / "store")
     with store.lock():
-        Ledger(store.folder).begin("inline", {})
+        Ledger(store.folder).begin("inline", {}, {})
         assert str(status.look(tmp_path).command).startswith("process ")
         with pytest.raises(InvalidOption, match=r"--cancel: got .*; takes a sweep without a command at work"):
             engines.cancel(tmp_path)
@@ -504,8 +696,9 @@ def test_cores_asked_for_are_those_of_the_step_too(tmp_path):
     given = slurm.Slurm(config.Slurm(cpus_per_task=4, mem="8G", gpus_per_node=1), tmp_path)._parameters(
         "name"
     )
-    assert given["srun_args"] == ["--cpus-per-task=4"]
-    assert (given["mem"], given["gpus_per_node"], given["job_name"]) == ("8G", 1, "bwdln-name")
+    assert given["srun_args"] == ["--kill-on-bad-exit=1", "--cpus-per-task=4"]
+    assert given["additional_parameters"] == {"requeue": True}
+    assert (given["mem"], given["gpus_per_node"]) == ("8G", 1)
     assert "partition" not in given and "max_num_timeout" not in given
 
 
@@ -521,9 +714,17 @@ def test_cores_asked_for_are_those_of_the_step_too(tmp_path):
         ({"wait_seconds": 3}, "sweep.wait_seconds: got 3.0; takes null with sweep.engine=inline"),
         ({"engine": "slurm", "wait_seconds": -1}, "sweep.wait_seconds: got -1.0; takes a number of seconds"),
         ({"engine": "slurm", "retries": -1}, "sweep.retries: got -1; takes an integer from 0"),
-        ({"engine": "slurm", "silence_seconds": 0}, "sweep.silence_seconds: got 0.0; takes a number of sec"),
+        ({"engine": "slurm", "silence_seconds": 9}, "sweep.silence_seconds: got 9.0; takes a number from 30"),
         ({"engine": "ray", "slurm": {"mem": "8G"}}, "sweep.slurm.mem: got 8G; takes nothing with sweep.eng"),
-        ({"engine": "slurm", "slurm": {"time": 1}}, "sweep.slurm.signal_delay_s: got 60; takes fewer seco"),
+        ({"engine": "slurm", "slurm": {"time": 1}}, "sweep.slurm.time: got 1; takes an integer of minutes"),
+        (
+            {"engine": "slurm", "slurm": {"time": 2, "signal_delay_s": 60}},
+            "sweep.slurm.signal_delay_s: got 60; takes an integer of seconds up to 59 with sweep.slurm.time",
+        ),
+        (
+            {"engine": "slurm", "slurm": {"time": 60, "signal_delay_s": 900}},
+            "sweep.slurm.signal_delay_s: got 900; takes an integer of seconds up to 660",
+        ),
         ({"engine": "slurm", "slurm": {"nodes": 0}}, "sweep.slurm.nodes: got 0; takes an integer from 1"),
         ({"engine": "slurm", "slurm": {"gpu": 1}}, "sweep.slurm.gpu: got 1; takes one of account, addit"),
         ({"engine": "ray", "ray": {"num_cpus": -1}}, "sweep.ray.num_cpus: got -1.0; takes a finite numb"),

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -150,6 +151,69 @@ def test_a_stiff_a_stalled_and_an_easy_lane_beside_each_other(name):
             np.testing.assert_array_equal(result.dataset[name], among_its_like.dataset[name], err_msg=name)
     assert int(together[1].dataset["evaluations"][0, -1]) > 2 * int(together[0].dataset["evaluations"][0, -1])
     assert [result.outcomes for result in together] == [("reached_end",), ("reached_end",), ("stalled",)]
+
+
+def state_of(running, snapshot):
+    """The states of all lanes in a snapshot."""
+    structure = jax.tree.structure(running.batches[0].state)
+    leaves = [snapshot[f"state_{index}"] for index in range(structure.num_leaves)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def snapshots_on_the_way(problem):
+    """The lanes of a problem after their run, and the first snapshot of every stage it went through.
+
+    A stage is how many records there are, how many lanes have ended and how many have moved since.
+    """
+    _, running = simulate.begin([problem])
+    stages = {}
+
+    def take():
+        snapshot = {name: values.copy() for name, values in running.snapshot().items()}
+        state = state_of(running, snapshot)
+        real = snapshot["members"].reshape(-1) >= 0
+        ended = np.sum((state.outcome != Outcome.RUNNING) & real)
+        moved = 0
+        if running.records:
+            before = running.records[-1]["evaluations"][snapshot["members"].reshape(-1)[real]]
+            moved = np.sum(state.evaluations[real] > before)
+        stages.setdefault((len(running.records), int(ended), int(moved)), snapshot)
+
+    assert not running.run(simulate.points([problem]), None, lambda: None, on_pause=take)
+    return running, stages
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("dynamics", ALL, ids=lambda d: d["name"])
+def test_lanes_go_on_from_any_moment_to_the_same_bits(dynamics, width, monkeypatch):
+    """Snapshots while threads move batches: some lanes have ended, some are behind the next record."""
+    monkeypatch.setattr(lanes, "batch_size_on_cpu", lambda count: width)
+    monkeypatch.setattr(lanes, "cores", lambda: 4)
+    problem = simulate.prepare(balanced(dynamics=dynamics, record={"count": 4}))
+    scatter = lanes.Lanes._scatter
+
+    def slow(self, batch, values, into):
+        """Gives a snapshot the time to come between the lanes and what was seen of them."""
+        if self.records:
+            time.sleep(0.005)
+        scatter(self, batch, values, into)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lanes, "PACE", 0.0)
+        patched.setattr(lanes.Lanes, "_scatter", slow)
+        running, stages = snapshots_on_the_way(problem)
+    final = running.finish()
+    assert any(moved for _, _, moved in stages)
+    assert any(0 < ended < running.count and moved for _, ended, moved in stages)
+    chosen = np.unique(np.linspace(0, len(stages) - 1, 10).astype(int))
+    for stage in (sorted(stages)[number] for number in chosen):
+        _, again = simulate.begin([problem])
+        again.restore(stages[stage])
+        assert not again.run(simulate.points([problem]), None, lambda: None)
+        pairs = [*zip(running.records, again.records, strict=True), (final, again.finish())]
+        for left, right in pairs:
+            for name in left:
+                np.testing.assert_array_equal(left[name], right[name], err_msg=f"{name} from {stage}")
 
 
 def test_padding_ends_before_it_begins():

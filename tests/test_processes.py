@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 
 import engines
 import pytest
@@ -53,6 +51,20 @@ def test_a_process_that_is_killed_goes_on_where_it_was_saved(tmp_path, inline):
     assert logs(folder).count("goes on behind record") == 1
 
 
+def test_a_process_that_hangs_is_ended_and_goes_on_where_it_was_saved(tmp_path, inline):
+    folder = tmp_path / "hangs"
+    sweep = engines.start(folder, *LONG, PROCESSES, "sweep.silence_seconds=30")
+    sign = engines.until(lambda: engines.began(folder))[0]
+    os.kill(sign["pid"], signal.SIGSTOP)
+    _, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, errors
+    assert not is_alive(sign["pid"])
+    engines.assert_equal(inline, folder)
+    (reason,) = [reason for task in engines.handed_out(folder) for reason in task["reasons"]]
+    assert reason == "no sign of life for 30 s"
+    assert "goes on behind record" in logs(folder)
+
+
 def test_what_is_killed_again_and_again_is_reported(tmp_path):
     folder = tmp_path / "hopeless"
     sweep = engines.start(folder, *LONG, PROCESSES, "sweep.tasks=1", "sweep.retries=1")
@@ -63,7 +75,7 @@ def test_what_is_killed_again_and_again_is_reported(tmp_path):
     assert sweep.returncode == 1
     assert "its task ended 2 times before its time (its process is gone)" in errors
     assert "goes on behind record" in errors  # the end of its log
-    shown = status(folder)
+    shown = engines.status(folder)
     assert "tasks    1 task of processes: 1 failed" in shown
     assert "× its task ended 2 times" in shown, output
 
@@ -88,7 +100,10 @@ def test_a_command_that_was_killed_comes_back_to_its_tasks(tmp_path, inline):
     engines.until(lambda: engines.began(folder))
     engines.kill(sweep)
     before = {task["name"] for task in engines.handed_out(folder)}
-    assert "command  none is at work" in status(folder)
+    (tmp_path / "link").symlink_to(folder)
+    for path in (folder, os.path.relpath(folder, engines.ROOT), tmp_path / "link"):
+        assert "command  none is at work" in engines.status(path)
+        assert "ended" not in engines.status(path)
     done = engines.run(folder, *LONG, PROCESSES)
     assert done.returncode == 0, done.stderr
     engines.assert_equal(inline, folder)
@@ -100,9 +115,9 @@ def test_tasks_without_a_command_can_be_cancelled(tmp_path):
     folder, longer = tmp_path / "cancelled", (*LONG, "dynamics.steps=100000")
     assert engines.run(folder, *longer, PROCESSES, "sweep.wait_seconds=0").returncode == 0
     sign = engines.until(lambda: engines.began(folder))[0]
-    assert "cancelled  " in status(folder, "--cancel")
+    assert "cancelled  " in engines.status(folder, "--cancel")
     engines.until(lambda: not is_alive(sign["pid"]))
-    assert "0 failed, 2 to do" in status(folder)
+    assert "0 failed, 2 to do" in engines.status(folder)
     done = engines.run(folder, *longer)  # inline, now that nothing runs there
     assert done.returncode == 0, done.stderr
 
@@ -118,15 +133,9 @@ def test_fresh_computes_anew_what_is_stored(tmp_path, inline):
     engines.assert_equal(inline, folder)
 
 
-def status(folder, *options):
-    """What `experiments.status` says of a sweep."""
-    command = [sys.executable, "-m", "experiments.status", str(folder), *options]
-    return subprocess.run(command, cwd=engines.ROOT, capture_output=True, text=True, check=True).stdout
-
-
 def logs(folder):
     """What the tasks of a sweep logged."""
-    return "".join(path.read_text() for path in folder.glob("store/tasks/logs/*.err"))
+    return "".join(path.read_text() for path in folder.glob("store/tasks/logs/*/*.err"))
 
 
 def is_alive(number):

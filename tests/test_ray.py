@@ -42,7 +42,10 @@ def test_tasks_of_ray_equal_them_inline(tmp_path, inline):
 def test_a_worker_that_is_killed_goes_on_where_it_was_saved(tmp_path, inline):
     folder = tmp_path / "killed"
     sweep = engines.start(folder, *LONG, *RAY)
-    engines.kill_task(engines.until(lambda: engines.began(folder))[0])
+    sign = engines.until(lambda: engines.began(folder))[0]
+    shown = engines.status(folder)
+    assert "command  process " in shown and "running, " in shown and "ended" not in shown
+    engines.kill_task(sign)
     _, errors = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, errors
     engines.assert_equal(inline, folder)
@@ -70,3 +73,20 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("sweep.ray.address: got auto; takes the address of a cluster of Ray, or null")
+
+
+def test_more_than_this_machine_has_is_one_line(tmp_path):
+    done = engines.run(tmp_path / "much", *LONG, *RAY, "sweep.ray.num_cpus=1000")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sweep.ray.num_cpus: got 1000; takes at most the ")
+
+
+def test_what_fails_again_and_again_is_reported_with_its_log(tmp_path):
+    folder = tmp_path / "hopeless"
+    sweep = engines.start(folder, *LONG, *RAY, "sweep.retries=0")
+    engines.kill_task(engines.until(lambda: engines.began(folder))[0])
+    _, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 1
+    (line,) = [line for line in errors.splitlines() if line.startswith("job ")]
+    assert "its task ended once before its time (WorkerCrashedError" in line and ".log" in line

@@ -2,9 +2,11 @@
 
 import functools
 import logging
+import os
 import signal
 import sys
 import threading
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +87,95 @@ def test_a_loss_registered_anew_is_compiled_anew():
     finally:
         LOSSES._functions.pop("edited", None)
     assert runs[1] < 0.9 * runs[0]
+
+
+# --- starts ---------------------------------------------------------------------------------------
+
+
+def aligned(seeds=1, seed=0, target_seed=0, scale=0.1, **changes):
+    """A job whose start needs the eigenvectors of its target."""
+    changes = {"network": {"depth": 2, "bottleneck": 2, "hidden_width": 2}} | changes
+    start = {"name": "aligned", "scale": scale}
+    return config(initialization=start, target__seed=target_seed, seeds=seeds, seed=seed, **changes)
+
+
+def bytes_of(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(("seeds", "jobs"), [(64, 1), (4, 16)])
+def test_the_memory_of_starts_holds_each_target_once(seeds, jobs):
+    """On the host, in what is passed to the program, and in what the program takes meanwhile."""
+    dimension = 256
+    changes = {"target__dimension": dimension, "seeds": seeds}
+    problems = [simulate.prepare(aligned(scale=0.1 + job / 100, **changes)) for job in range(jobs)]
+    matrix, drawn = 8 * dimension**2, bytes_of(simulate.starts(problems))
+    tracemalloc.start()
+    try:
+        traced = jax.make_jaxpr(lambda: simulate.starts(problems))()
+        host = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert bytes_of(traced.consts) < matrix + drawn
+    assert host < 4 * matrix  # besides one stacked target: what tracing takes
+    lowered = jax.jit(functools.partial(jax.core.eval_jaxpr, traced.jaxpr)).lower(traced.consts)
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 3 * matrix + 2 * drawn
+
+
+def test_starts_of_several_targets_are_those_of_each_job_alone():
+    """Lanes of one program; two of the jobs share a target, one sees it through other options."""
+    jobs = [
+        aligned(seeds=2, target_seed=3),
+        aligned(seeds=3, seed=5, target_seed=1, scale=0.2),
+        aligned(seeds=1, seed=9, target_seed=3, scale=0.3),
+        aligned(seeds=2, target_seed=2),
+    ]
+    problems = [simulate.prepare(job) for job in jobs]
+    assert problems[0].target is problems[2].target
+    together, taken = simulate.starts(problems), 0
+    for job, problem in zip(jobs, problems, strict=True):
+        own = slice(taken, taken + job.seeds)
+        taken = own.stop
+        part = jax.tree.map(lambda leaf, own=own: leaf[own], together)
+        jax.tree.map(np.testing.assert_array_equal, part, simulate.starts([problem]))
+        vectors, scale = problem.target.eigenvectors[:, :2], job.initialization.option("scale", None)
+        for generator in part.end_to_end:  # by the definition of this start
+            np.testing.assert_allclose(vectors @ (vectors.T @ generator), generator, atol=1e-14)
+            np.testing.assert_allclose(np.linalg.svd(generator, compute_uv=False), scale, rtol=1e-12)
+    assert taken == len(together.end_to_end)
+
+
+def test_jobs_share_the_target_of_a_file_until_it_is_written_anew(tmp_path):
+    path = tmp_path / "values.npy"
+    values = np.random.default_rng(0).normal(size=(9, 5))
+    target = {"name": "file", "path": str(path)}
+    np.save(path, values)
+    first, second = (simulate.prepare(config(target=target, seeds=seeds)) for seeds in (1, 2))
+    assert first.target is second.target
+    assert first.samples is second.samples
+    np.save(path, 2 * values)
+    os.utime(path, (1, 1))
+    again = simulate.prepare(config(target=target))
+    np.testing.assert_allclose(again.target.eigenvalues, 4 * first.target.eigenvalues, rtol=1e-12)
+
+
+def test_the_target_of_a_folder_is_made_for_each_job(tmp_path):
+    """Nothing tells cheaply whether a file within is another one by now."""
+
+    def of_folder(*, path: str):
+        return TARGETS["file"](path=f"{path}/values.npy")
+
+    job = config(target={"name": "of_folder", "path": str(tmp_path)})
+    values = np.random.default_rng(0).normal(size=(9, 5))
+    TARGETS.register("of_folder")(of_folder)
+    try:
+        made = []
+        for factor in (1, 2):
+            np.save(tmp_path / "values.npy", factor * values)
+            made.append(simulate.prepare(job).target.eigenvalues)
+    finally:
+        TARGETS._functions.pop("of_folder", None)
+    np.testing.assert_allclose(made[1], 4 * made[0], rtol=1e-12)
 
 
 # --- records --------------------------------------------------------------------------------------

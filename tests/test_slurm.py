@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import engines
 import pytest
@@ -50,9 +53,10 @@ SLURM = ("sweep.engine=slurm", "sweep.tasks=2")
 
 def jobs_of_slurm(folder):
     """The jobs of Slurm that a sweep handed out, running or not, by what they go by."""
-    columns = ["--noheader", "--array", "--states=all", f"--name=bwdln-{folder.name}", "--format=%i"]
+    columns = ["--noheader", "--array", "--states=all", "--format=%i %j"]
     asked = subprocess.run(["squeue", *columns], capture_output=True, text=True, timeout=60, check=True)
-    return sorted(asked.stdout.split())
+    jobs = (line.split() for line in asked.stdout.splitlines())
+    return sorted(job for job, name in jobs if name.startswith(f"bwdln-{folder.name}-"))
 
 
 def test_an_array_of_200_jobs_equals_them_inline(tmp_path):
@@ -98,14 +102,26 @@ def test_a_task_that_is_cancelled_is_handed_out_again(tmp_path, inline):
     assert len(reasons) == 1 and re.match("CANCELLED|FAILED", reasons[0])
 
 
-def test_a_task_past_its_time_saves_itself_and_is_queued_again(tmp_path, inline):
-    folder, whole = tmp_path / "late", tmp_path / "whole"
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory):
+    """A sweep that takes minutes, run here."""
+    folder = tmp_path_factory.mktemp("longer")
+    assert engines.run(folder, *LONG, LONGER).returncode == 0
+    return folder
+
+
+LONGER = "dynamics.steps=120000"
+TOGETHER = ("sweep.engine=slurm", "sweep.tasks=1", "sweep.slurm.ntasks_per_node=2", "sweep.slurm.mem=4000M")
+
+
+@pytest.mark.parametrize("handed", [SLURM, TOGETHER], ids=["alone", "of two processes"])
+def test_a_task_past_its_time_saves_itself_and_is_queued_again(tmp_path, longer, handed):
+    folder = tmp_path / "late"
     # Slurm sends the signal up to a minute early: about half a minute after the start, that is.
     limits = ("sweep.slurm.time=2", "sweep.slurm.signal_delay_s=57")
-    done = engines.run(folder, *LONG, "dynamics.steps=120000", *SLURM, *limits)
+    done = engines.run(folder, *LONG, LONGER, *handed, *limits, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert engines.run(whole, *LONG, "dynamics.steps=120000").returncode == 0
-    engines.assert_equal(whole, folder)
+    engines.assert_equal(longer, folder)
     logs = [path.read_text() for path in folder.glob("store/tasks/logs/*.err")]
     assert sum(text.count("Requeued job") for text in logs) >= 1
     assert any("goes on behind record" in text for text in logs)
@@ -118,13 +134,7 @@ def test_a_command_that_was_killed_comes_back_to_its_tasks(tmp_path, inline):
     engines.until(lambda: engines.handed_out(folder))
     engines.kill(sweep)
     before = jobs_of_slurm(folder)
-    shown = subprocess.run(
-        [*engines.command(folder)[:2], "experiments.status", str(folder)],
-        cwd=engines.ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    shown = engines.status(folder)
     assert "command  none is at work" in shown
     assert "2 tasks of slurm" in shown
     done = engines.run(folder, *LONG, *SLURM)
@@ -133,6 +143,25 @@ def test_a_command_that_was_killed_comes_back_to_its_tasks(tmp_path, inline):
     engines.assert_equal(inline, folder)
     assert jobs_of_slurm(folder) == before and len(before) == 2
     assert all(task["times"] == 1 for task in engines.handed_out(folder))
+
+
+def test_a_command_that_was_killed_as_it_submitted_comes_back_to_its_tasks(tmp_path, inline):
+    folder = tmp_path / "as-it-submits"
+    sweep = engines.start(folder, *LONG, *SLURM)
+    engines.until(lambda: engines.handed_out(folder))
+    engines.kill(sweep)
+    before, written = jobs_of_slurm(folder), engines.ledger(folder)
+    # What was written before the submission, as if there had been no time for more.
+    asked = ["squeue", "--noheader", "--states=all", f"--jobs={before[0].partition('_')[0]}", "--format=%j"]
+    name = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]
+    lanes = {task: handed["lanes"] for task, handed in written["tasks"].items()}
+    written |= {"tasks": {}, "submitting": {name.rpartition("-")[2]: lanes}}
+    (folder / "store" / "ledger.json").write_text(json.dumps(written))
+    assert "2 tasks of slurm" in engines.status(folder)
+    done = engines.run(folder, *LONG, *SLURM)
+    assert done.returncode == 0, done.stderr
+    engines.assert_equal(inline, folder)
+    assert jobs_of_slurm(folder) == before and len(before) == 2
 
 
 def test_a_command_can_leave_and_come_back(tmp_path, inline):
@@ -150,13 +179,39 @@ def test_a_command_can_leave_and_come_back(tmp_path, inline):
 
 def test_a_job_of_two_processes_equals_one(tmp_path, inline):
     folder = tmp_path / "two-processes"
-    done = engines.run(
-        folder, *LONG, "sweep.engine=slurm", "sweep.slurm.ntasks_per_node=2", "sweep.slurm.mem=4000M"
-    )
+    done = engines.run(folder, *LONG, *TOGETHER)
     assert done.returncode == 0, done.stderr
     engines.assert_equal(inline, folder)
     logs = [path.read_text() for path in folder.glob("store/tasks/logs/*_1_log.err")]
     assert logs and all("this is process 2 of 2" in text for text in logs)
+
+
+def test_a_task_of_two_processes_of_which_one_is_killed_goes_on_where_it_was_saved(tmp_path, inline):
+    folder = tmp_path / "one-of-two"
+    sweep = engines.start(folder, *LONG, *TOGETHER)
+    engines.until(lambda: len(list(folder.glob("store/checkpoints/[!.]*-of-2.npz"))) == 2)
+    (second,) = [number for number in second_processes() if str(folder) in command_line(number)]
+    os.kill(second, signal.SIGKILL)
+    _, errors = sweep.communicate(timeout=300)
+    assert sweep.returncode == 0, errors
+    engines.assert_equal(inline, folder)
+    assert [task["times"] for task in engines.handed_out(folder)] == [2]
+    assert any("goes on behind record" in path.read_text() for path in folder.glob("store/tasks/logs/*.err"))
+
+
+def second_processes():
+    """The processes that are the second of their step of Slurm."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if b"SLURM_PROCID=1\0" in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def command_line(number):
+    """How a process was started."""
+    return Path(f"/proc/{number}/cmdline").read_bytes().decode()
 
 
 def test_a_step_of_two_processes_needs_no_addresses(tmp_path, inline):

@@ -1,8 +1,10 @@
 """Sweeps as a library: what is planned, what runs together, what is kept, what fails alone."""
 
+import contextlib
 import errno
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import job
 
-from bwdln import program, results, simulate, sweep
+from bwdln import lanes, program, results, simulate, sweep
 from bwdln.config import Sweep
 from bwdln.dynamics import integrate
 from bwdln.errors import InvalidOption
@@ -188,6 +190,58 @@ def test_a_batch_goes_on_from_its_checkpoint(tmp_path, lanes_run, monkeypatch):
         assert_same(left, right, 1e-12)
 
 
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def slowly(problems, *arguments, begin=simulate.begin):
+    """As `simulate.begin`, with lanes whose every block takes a while."""
+    start, running = begin(problems, *arguments)
+    advance = running.program.advance
+
+    def slow(*batch):
+        time.sleep(0.002)
+        return advance(*batch)
+
+    running.program = running.program._replace(advance=slow)
+    return start, running
+
+
+@pytest.mark.parametrize("dynamics", [DESCENT, FLOW, END_TO_END], ids=lambda d: d["name"])
+def test_a_batch_is_saved_between_records(dynamics, tmp_path, monkeypatch):
+    """Killed three times between the only two records, it comes to its end, to the same bits."""
+    configs = by_tau(0.1, 0.2, dynamics=dynamics, initialization=BALANCED, record={"count": 1})
+    undisturbed = sweep.run(configs)
+    monkeypatch.setattr(simulate, "begin", slowly)
+    save, saved, kills = Store.save_checkpoint, [], 0
+
+    def save_and_die(self, keys, arrays, part=""):
+        nonlocal kills
+        save(self, keys, arrays, part)
+        saved.append(arrays)
+        moved = any(np.any(arrays[name] != saved[0][name]) for name in arrays if name.startswith("state"))
+        if kills < 3 and len(arrays["record_loss"]) == 1 and moved:
+            kills += 1
+            raise Killed
+
+    monkeypatch.setattr(Store, "save_checkpoint", save_and_die)
+    found = None
+    while found is None:
+        saved.clear()
+        monkeypatch.setattr(lanes, "PACE", 0.001 if kills < 3 else 0.25)
+        with contextlib.suppress(Killed):
+            found = sweep.run(configs, Sweep(checkpoint_seconds=0), store=Store(tmp_path))
+    assert kills == 3
+    for left, right in zip(found, undisturbed, strict=True):
+        assert_same(left, right, 0)
+
+
+def test_a_batch_is_saved_no_more_often_than_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes, "PACE", 0.0)
+    monkeypatch.setattr(Store, "save_checkpoint", full_disk)
+    sweep.run(by_tau(0.1), Sweep(checkpoint_seconds=1e6), store=Store(tmp_path))
+
+
 def full_disk(*arguments, **options):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -322,3 +376,23 @@ def test_a_span_is_cut_around_what_is_fixed(begin, length, size, fixed):
     apart = all(a is b or a[1] <= b[0] or b[1] <= a[0] for a in within for b in within)
     assert not apart or set(within) <= set(spans)
     assert set(within) & set(spans) or not within
+
+
+@pytest.mark.parametrize("lanes_per_batch", [2, 4, 100])
+def test_jobs_whose_seeds_overlap_all_come_to_their_end(tmp_path, lanes_per_batch, lanes_run):
+    jobs = [tiny(seeds=4), tiny(seeds=8), tiny(seed=4, seeds=8), tiny(seed=2, seeds=2)]
+    found = sweep.run(jobs, Sweep(lanes_per_batch=lanes_per_batch), store=Store(tmp_path))
+    for config, result in zip(jobs, found, strict=True):
+        seeds = np.arange(config.seed, config.seed + config.seeds)
+        np.testing.assert_array_equal(result.dataset["seed"], seeds)
+    for result in found[1:]:
+        for seed in set(result.dataset["seed"].values) & set(found[0].dataset["seed"].values):
+            one, other = (each.dataset["loss"].sel(seed=seed) for each in (found[0], result))
+            np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_parts_of_a_job_are_not_stored_beside_the_whole(tmp_path):
+    store, jobs = Store(tmp_path), [tiny(seeds=6), tiny(seed=2, seeds=6), tiny(seeds=2)]
+    sweep.run(jobs, Sweep(lanes_per_batch=2), store=store)
+    keys = sweep.plan(dict(enumerate(jobs))).keys
+    assert {path.stem for path in tmp_path.glob("*.nc")} == set(keys.values())

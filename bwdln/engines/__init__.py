@@ -5,14 +5,13 @@ the very code that runs them inline, into the same store. `driver` hands them ou
 on disk, and `ledger` remembers what was handed out, for whoever comes back.
 """
 
-from bwdln.engines.base import HERE, all_processes, prepared
+from bwdln.engines.base import all_processes, prepared
 from bwdln.engines.driver import begin, check_free, execute, plan
 from bwdln.engines.ledger import Ledger
 from bwdln.engines.status import cancel, look
 from bwdln.engines.tasks import dealt
 
 __all__ = [
-    "HERE",
     "Ledger",
     "all_processes",
     "begin",

@@ -18,25 +18,27 @@ from bwdln import distribution, lanes, sweep
 from bwdln.config import Sweep, plain
 from bwdln.errors import check
 
-#: The engines that hand nothing out.
-HERE = ("inline", "distributed")
 #: Processes at a time unless told otherwise, where there are as many cores.
 PARALLEL = 2
 
 
 class Standing(NamedTuple):
-    """How a task stands, as far as its engine knows; `reason`: why it ended, in the engine's words."""
+    """How a task stands, as far as its engine knows; `reason`: why it waits or ended, in the engine's words.
 
-    state: Literal["waiting", "running", "ended", "unknown"]
+    What is `stuck` waits and will never run.
+    """
+
+    state: Literal["waiting", "running", "ended", "stuck", "unknown"]
     reason: str = ""
 
 
 class Engine(Protocol):
     """Runs `tasks.run` on files of tasks.
 
-    `outlives`: whether tasks go on when their command is interrupted. `parallel`: how many to hand out at a
-    time; None for all, where it has a queue of its own. `pace`: seconds between two questions that do it no
-    harm. `grace`: seconds after the end of a task until what it left is seen here.
+    `outlives`: whether tasks go on when their command is interrupted. `parallel`: how many may be out at a
+    time; None for all, where it has a queue of its own. `at_once`: how many one submission may have. `pace`:
+    seconds between two questions that do it no harm. `grace`: seconds after the end of a task until what it
+    left is seen here.
     """
 
     outlives: bool
@@ -47,14 +49,24 @@ class Engine(Protocol):
     def parallel(self) -> int | None:
         """See above."""
 
-    def submit(self, tasks: Sequence[Path]) -> list[str]:
+    @property
+    def at_once(self) -> int:
+        """See above."""
+
+    def submit(self, tasks: Sequence[Path], label: str) -> list[str]:
         """Hand out tasks; what each goes by. Raises `InvalidOption` where the engine refuses them."""
+
+    def find(self, label: str, count: int) -> list[str]:
+        """What the tasks of a submission go by that nobody saw the end of; nothing if it came to nothing."""
 
     def standings(self, names: Sequence[str]) -> dict[str, Standing]:
         """How tasks stand that this or an earlier command handed out."""
 
     def cancel(self, names: Sequence[str]) -> None:
         """Tell tasks to save what they have and to end; those that ended are no error."""
+
+    def kill(self, names: Sequence[str]) -> None:
+        """End tasks that do not answer."""
 
     def log(self, name: str) -> Path | None:
         """Where what the task prints is kept, if anywhere."""
@@ -87,7 +99,7 @@ def prepared(options: Sweep) -> Sweep:
     Where tasks are handed out, this process leaves the accelerators to them from here on.
     Raises `InvalidOption` for an engine that cannot run here.
     """
-    if options.engine in HERE:
+    if options.runs_here:
         return options
     if options.engine in ("processes", "slurm"):
         library("submitit", options.engine)

@@ -6,12 +6,16 @@ died. Nothing that lives is handed out twice, be it by an earlier command.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import logging
 import sys
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from bwdln import sweep
 from bwdln.batching import Detached
@@ -39,7 +43,8 @@ class _Out:
     """A task that is out: the pieces of this sweep in it, and what was last seen of it.
 
     `attempts` counts those of this command; `signed`: the time of its sign of life, by its file system;
-    `seen`: when that changed, by the clock here; `gone`: since when its engine says that it ended.
+    `seen`: when that changed, by the clock here; `gone`: since when its engine says that it ended; `killed`:
+    why it was told to end; `refused`: since when its engine does not take it again.
     """
 
     name: str
@@ -48,6 +53,8 @@ class _Out:
     seen: float
     signed: int = 0
     gone: float | None = None
+    killed: str | None = None
+    refused: float | None = None
     lanes_done: float = 0.0
 
 
@@ -65,14 +72,14 @@ def execute(
 
     Raises `InvalidOption` for an engine that does not take the tasks; `Detached` after `wait_seconds`.
     """
-    if options.engine in base.HERE:
+    if options.runs_here:
         yield from sweep.execute(planned, options, store=store, on_progress=on_progress)
         return
     books, record = sweep.Books(planned, options, store, on_progress), record or Ledger(store.folder)
     yield from books.stored()
-    if not books.batches and not record.out():
+    if not (books.batches or record.out() or record.submitting):
         return
-    driver = _Driver(books, options, store, record)
+    driver = _Driver(planned, books, options, store, record)
     try:
         yield from driver.run()
     except Detached:
@@ -86,17 +93,18 @@ def execute(
 
 def plan(configs: Mapping[int, Config], options: Sweep, store: Store) -> Plan:
     """What `sweep.plan` makes of configurations, in which what is out elsewhere is found again."""
-    folder, out = store.folder / "tasks", Ledger(store.folder).out()
+    record, folder = Ledger(store.folder), store.folder / "tasks"
+    out = [*record.out(), *itertools.chain.from_iterable(record.submitting.values())]
     pieces = [config for name in out for config in tasks.configs_of(folder / f"{name}.json")]
-    return sweep.plan(configs, options, store, pieces)
+    return sweep.plan(configs, options, store, [*pieces, *record.parts()])
 
 
-def begin(options: Sweep, store: Store, keys: Mapping[int, str]) -> Ledger:
+def begin(options: Sweep, store: Store, keys: Mapping[int, str], failed: Mapping[int, str]) -> Ledger:
     """The ledger of a command that begins; tasks of another engine, which must have ended, are forgotten."""
     record = Ledger(store.folder)
     for name in record.out() if record.engine != options.engine else ():
         tasks.remove(store.folder / "tasks", name)
-    record.begin(options.engine, keys)
+    record.begin(options.engine, keys, failed)
     return record
 
 
@@ -113,26 +121,38 @@ def check_free(options: Sweep, store: Store) -> None:
 
 def living(record: Ledger, store: Store) -> dict[str, Handed]:
     """The tasks that may still wait or run; with an engine that cannot be asked, all that are out."""
-    out = record.out()
-    if not out:
+    if not (record.out() or record.submitting):
         return {}
     try:
         engine = base.make(Sweep(engine=record.engine), store.folder / "tasks")  # type: ignore[arg-type]
-        standings = engine.standings([handed.name for handed in out.values()])
+        adopt(record, engine)
+        standings = engine.standings([handed.name for handed in record.out().values()])
     except InvalidOption:
-        return out
-    return {name: handed for name, handed in out.items() if standings[handed.name].state != "ended"}
+        return record.out()
+    return {name: handed for name, handed in record.out().items() if standings[handed.name].state != "ended"}
+
+
+def adopt(record: Ledger, engine: Engine) -> None:
+    """Take tasks over from submissions that nobody saw the end of, as after a kill; nothing is written."""
+    for label, lanes in record.submitting.items():
+        for (task, count), name in zip(lanes.items(), engine.find(label, len(lanes)), strict=False):
+            before = record.tasks.get(task, Handed("", count, times=0))
+            record.tasks[task] = dataclasses.replace(before, name=name, times=before.times + 1, state="out")
+    record.submitting = {}
 
 
 class _Driver:
     """One command's care for the tasks of a sweep; see `execute`."""
 
-    def __init__(self, books: sweep.Books, options: Sweep, store: Store, record: Ledger) -> None:
+    def __init__(
+        self, planned: Plan, books: sweep.Books, options: Sweep, store: Store, record: Ledger
+    ) -> None:
         self._books, self._options, self._store = books, options, store
         self._folder = store.folder / "tasks"
         self._engine: Engine = base.make(options, self._folder)
         self._record = record
         record.engine = options.engine
+        self._whole = set(planned.keys.values())
         self._out: dict[str, _Out] = {}
         self._lanes_done = 0.0  # of tasks that ended
         self._asked = -1e9
@@ -143,8 +163,6 @@ class _Driver:
         began, limit = time.monotonic(), self._options.wait_seconds
         while self._waiting or self._out:
             self._hand_out()
-            if limit is not None and time.monotonic() - began >= limit:
-                raise Detached(self._left())
             time.sleep(PACE)
             reported = {path.name.partition(".")[0] for path in self._folder.glob("*.report.json")}
             for name in reported & self._out.keys():
@@ -153,6 +171,9 @@ class _Driver:
                 self._asked = time.monotonic()
                 yield from self._look_after()
             self._books.reached(self._lanes_done + sum(out.lanes_done for out in self._out.values()))
+            late = limit is not None and time.monotonic() - began >= limit
+            if late and (self._waiting or self._out):
+                raise Detached(self._left())
 
     def _left(self) -> str:
         """What goes on without the command, in words."""
@@ -162,16 +183,17 @@ class _Driver:
 
     def leave(self) -> None:
         """The command ends early: so do its tasks, saving what they have, unless their engine outlives it."""
-        if self._engine.outlives or not self._out:
+        if self._engine.outlives:
+            self._record.left = len(self._out)
             return
-        names = [self._record.tasks[name].name for name in self._out]
-        self._engine.cancel(names)
+        alive = [self._record.tasks[name].name for name in self._out]
+        self._engine.cancel(alive)
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            standings = self._engine.standings(names)
-            if all(standing.state == "ended" for standing in standings.values()):
-                break
+        while alive and time.monotonic() < deadline:
             time.sleep(PACE)
+            standings = self._engine.standings(alive)
+            alive = [name for name in alive if standings[name].state != "ended"]
+        self._engine.kill(alive)
 
     def close(self) -> None:
         """Keep the record, and let go of the engine."""
@@ -182,6 +204,7 @@ class _Driver:
 
     def _cut(self) -> list[Task]:
         """The tasks to hand out; tasks that live, or ended unseen, are taken over instead."""
+        adopt(self._record, self._engine)
         pieces = {piece.key: piece for batch in self._books.batches for piece in batch.pieces}
         out = self._record.out()
         standings = self._engine.standings([handed.name for handed in out.values()])
@@ -207,29 +230,55 @@ class _Driver:
         room = len(self._waiting)
         if self._engine.parallel is not None:
             room = min(room, self._engine.parallel - len(self._out))
-        chosen = [self._waiting.popleft() for _ in range(room)]
-        if not chosen:
-            return
-        names = self._engine.submit([tasks.write(task, self._folder, self._options) for task in chosen])
-        for task, name in zip(chosen, names, strict=True):
-            pieces = {piece.key: piece for batch in task.batches for piece in batch.pieces}
-            self._out[task.name] = _Out(task.name, pieces, 1, time.monotonic())
-            self._record.tasks[task.name] = Handed(name, task.lanes)
-        self._record.save()
+        while room > 0:
+            chosen = [self._waiting.popleft() for _ in range(min(room, self._engine.at_once))]
+            room -= len(chosen)
+            parts = {
+                piece.key: piece.problem.config
+                for task in chosen
+                for piece in task.pieces
+                if piece.key not in self._whole
+            }
+            self._record.add_parts(parts)
+            self._submit(
+                {task.name: task.lanes for task in chosen},
+                {task.name: tasks.write(task, self._folder, self._options) for task in chosen},
+            )
+            for task in chosen:
+                pieces = {piece.key: piece for piece in task.pieces}
+                self._out[task.name] = _Out(task.name, pieces, 1, time.monotonic())
+
+    def _submit(self, lanes: dict[str, int], files: dict[str, Path]) -> None:
+        """Submit tasks; it is written down before and after, so that none is forgotten or comes twice."""
+        label, record = uuid.uuid4().hex[:8], self._record
+        record.submitting[label] = lanes
+        record.save()
+        try:
+            names = self._engine.submit(list(files.values()), label)
+        except InvalidOption:
+            # What did not answer in time may have taken them all the same.
+            names = self._engine.find(label, len(lanes))
+            if not names:
+                del record.submitting[label]
+                record.save()
+                raise
+        for task, name in zip(lanes, names, strict=True):
+            times = record.tasks[task].times if task in record.tasks else 0
+            reasons = record.tasks[task].reasons if task in record.tasks else []
+            record.tasks[task] = Handed(name, lanes[task], times + 1, "out", reasons)
+        del record.submitting[label]
+        record.save()
 
     def _hand_out_again(self, out: _Out) -> None:
         """Hand out a task once more, which goes on behind what it saved."""
-        path = tasks.ready(self._folder, out.name)
-        handed = self._record.tasks[out.name]
-        (handed.name,) = self._engine.submit([path])
-        handed.times += 1
+        file = tasks.ready(self._folder, out.name)
+        self._submit({out.name: self._record.tasks[out.name].lanes}, {out.name: file})
         self._out[out.name] = _Out(out.name, out.pieces, out.attempts + 1, time.monotonic())
-        self._record.save()
 
     # --- what becomes of them ---
 
     def _has_report(self, name: str) -> bool:
-        return (self._folder / f"{name}.report.json").exists()
+        return tasks.report_at(self._folder / f"{name}.json").exists()
 
     def _gather(self, out: _Out) -> Iterator[Done]:
         """Take what a task left that has ended by itself."""
@@ -239,7 +288,7 @@ class _Driver:
             return
         for key, piece in list(out.pieces.items()):
             if key in report.failed:
-                yield from self._books.failed(piece.job, report.failed[key])
+                yield from self._books.failed(piece, report.failed[key])
             elif (result := self._store.result(key)) is not None:
                 yield from self._books.came(piece, result)
             else:
@@ -256,46 +305,62 @@ class _Driver:
         standings = self._engine.standings(list(names)) if names else {}
         now, silence = time.monotonic(), self._options.silence_seconds
         for name, standing in standings.items():
-            out = names[name]
+            out, state = names[name], standing.state
             self._look(out)
-            if standing.state != "ended":
-                out.gone = None
-            elif out.gone is None:
-                out.gone = now
+            out.gone = None if state != "ended" else out.gone or now
             if self._has_report(out.name):
                 continue
-            if out.gone is not None and now - out.gone >= self._engine.grace:
-                yield from self._died(out, standing.reason)
-            elif standing.state in ("running", "unknown") and now - out.seen > silence:
-                self._engine.cancel([name])
-                yield from self._died(out, f"no sign of life for {silence:g} s")
-            elif standing.state == "waiting":
+            if out.gone is not None:
+                if now - out.gone >= self._engine.grace:
+                    yield from self._died(out, out.killed or standing.reason)
+            elif state == "stuck":
+                self._engine.kill([name])
+                yield from self._give_up(out, f"{self._options.engine} would never run it: {standing.reason}")
+            elif state != "running":  # it waits, or nobody knows
                 out.seen = now
+            elif now - out.seen > silence:
+                # First it is ended: two processes must not write in one place. What even that does not end,
+                # such as one on a machine that is gone, is left behind.
+                if out.killed is not None:
+                    yield from self._died(out, out.killed)
+                    continue
+                out.killed, out.seen = f"no sign of life for {silence:g} s", now
+                self._engine.kill([name])
 
     def _look(self, out: _Out) -> None:
         """Note a new sign of life."""
-        path = self._folder / f"{out.name}.alive.json"
+        path = tasks.sign_of(self._folder / f"{out.name}.json")
         try:
             signed = path.stat().st_mtime_ns
         except OSError:
             return
-        if signed != out.signed:
+        if signed != out.signed and out.killed is None:
             out.signed, out.seen = signed, time.monotonic()
             out.lanes_done = float((ledger.read(path) or {}).get("lanes_done", out.lanes_done))
 
     def _died(self, out: _Out, reason: str) -> Iterator[Done]:
         """A task ended before its time: it is handed out again, or given up."""
         handed = self._record.tasks[out.name]
-        handed.reasons.append(reason)
-        log.info("task %s (%s) ended before its time: %s", out.name, handed.name, reason)
+        if out.refused is None:
+            handed.reasons.append(reason)
+            log.info("task %s (%s) ended before its time: %s", out.name, handed.name, reason)
         if out.attempts <= self._options.retries:
-            self._hand_out_again(out)
-            return
+            try:
+                self._hand_out_again(out)
+                return
+            except InvalidOption as error:  # it may be taken later
+                out.gone = time.monotonic()
+                out.refused = out.refused or out.gone
+                if out.gone - out.refused < self._options.silence_seconds:
+                    return
+                reason = f"{reason}, and is not taken again: {error}"
         place, lines = self._engine.log(handed.name), tasks.last_lines(self._engine.log(handed.name), LINES)
         for line in lines:
             print(f"{handed.name}: {line}", file=sys.stderr)
-        there = place is not None and place.exists()
-        seen = f"see {place}" if there else f"it left no log; its machine must see {self._folder}"
+        if place is not None and place.exists():
+            seen = f"see {place}"
+        else:
+            seen = "it left no log" + ("" if out.signed else f"; its machine must see {self._folder}")
         times = "once" if out.attempts == 1 else f"{out.attempts} times"
         yield from self._give_up(out, f"its task ended {times} before its time ({reason}); {seen}")
 
@@ -307,7 +372,7 @@ class _Driver:
         for key, piece in out.pieces.items():
             result = self._store.result(key) if not self._options.fresh else None
             if result is None:
-                yield from self._books.failed(piece.job, Failure(reason))
+                yield from self._books.failed(piece, Failure(reason))
             else:
                 yield from self._books.came(piece, result)
         self._end(out, "failed")

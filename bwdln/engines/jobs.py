@@ -33,7 +33,8 @@ class Job:
             except KeyboardInterrupt:
                 if signal.SIGUSR2 in came and callable(requeue):
                     requeue(signal.SIGUSR2, None)  # submitit's: it does not return in the first process
-                sys.exit(128 + (came[-1] if came else signal.SIGINT))
+                # Of several processes it is the first that queues the job again: the others must not end it.
+                sys.exit(128 + (came[-1] if came else signal.SIGINT) if environment.global_rank == 0 else 0)
 
     def checkpoint(self, path: str) -> Any:
         """What submitit puts back into the queue: the same, since what was done is in the store."""

@@ -1,8 +1,9 @@
-"""What a sweep is about, and what of it was handed out, in a file: for whoever looks on or comes back."""
+"""What a sweep is about, and what of it was handed out, in files: for whoever looks on or comes back."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bwdln import results
+from bwdln.config import Config, from_mapping
 from bwdln.errors import InvalidOption
 
 #: Seconds between two times that changes of tasks are written.
@@ -36,35 +38,49 @@ class Ledger:
     """The file `ledger.json` of a store.
 
     `jobs`: the key of each job; `failed`: why jobs have no result; `tasks`: those handed out to `engine`.
+    `submitting`: by the label of a submission that nobody has seen the end of, the lanes of its tasks.
+    `left`: how many tasks go on without the command that ends.
     """
 
     def __init__(self, store: Path) -> None:
-        """Reads what is there; a file that cannot be read is as none."""
-        self._path, self._written = store / "ledger.json", 0.0
-        try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = {}
+        """Reads what is there. Raises `InvalidOption` where that cannot be read: it may tell of tasks."""
+        self._path, self._parts, self._written = store / "ledger.json", store / "parts.json", 0.0
+        found = _found(self._path)
         self.engine: str = found.get("engine", "inline")
         self.jobs: dict[int, str] = {int(job): key for job, key in found.get("jobs", {}).items()}
         self.failed: dict[int, str] = {int(job): why for job, why in found.get("failed", {}).items()}
         self.tasks: dict[str, Handed] = {
             name: Handed(**task) for name, task in found.get("tasks", {}).items()
         }
+        self.submitting: dict[str, dict[str, int]] = found.get("submitting", {})
+        self.left = 0
 
-    def begin(self, engine: str, keys: Mapping[int, str]) -> None:
-        """A command begins, with these keys of jobs; of an earlier one the tasks of this engine are left."""
-        self.tasks = self.out() if engine == self.engine else {}
-        self.engine, self.jobs, self.failed = engine, dict(keys), {}
+    def begin(self, engine: str, keys: Mapping[int, str], failed: Mapping[int, str]) -> None:
+        """A command begins, with these jobs; of an earlier one the tasks of this engine are left."""
+        if engine != self.engine:
+            self.tasks, self.submitting = {}, {}
+        self.engine, self.jobs, self.failed = engine, dict(keys), dict(failed)
+        self.tasks = self.out()
         self.save()
 
     def out(self) -> dict[str, Handed]:
         """The tasks that are waiting or running, or that nobody has looked at since they ended."""
         return {name: task for name, task in self.tasks.items() if task.state == "out"}
 
+    def parts(self) -> list[Config]:
+        """The pieces of jobs that were cut, of all that was ever handed out."""
+        return [from_mapping(config) for config in _found(self._parts).values()]
+
+    def add_parts(self, parts: Mapping[str, Config]) -> None:
+        """Remember pieces of jobs that were cut, by their keys."""
+        known = _found(self._parts) if parts else {}
+        if new := {key: config.mapping() for key, config in parts.items() if key not in known}:
+            write(self._parts, known | new)
+
     def save(self) -> None:
         """Write all of it at once."""
         content: dict[str, Any] = {"engine": self.engine, "jobs": self.jobs, "failed": self.failed}
+        content["submitting"] = self.submitting
         content["tasks"] = {name: asdict(task) for name, task in self.tasks.items()}
         write(self._path, content)
         self._written = time.monotonic()
@@ -75,13 +91,28 @@ class Ledger:
             self.save()
 
 
+def _found(path: Path) -> dict[str, Any]:
+    """The content of a file, nothing where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        takes = f"a folder whose {path.name} can be read ({error})"
+        raise InvalidOption("hydra.sweep.dir", path.parent.parent, takes) from error
+    return dict(found)
+
+
 def write(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all. Raises `InvalidOption` where that cannot be."""
     results.writable(path.parent)
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.json")
     try:
         with results.writing(path.parent):
-            temporary.write_text(json.dumps(content), encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

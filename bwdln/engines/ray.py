@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bwdln import config
 from bwdln.engines import tasks
 from bwdln.engines.base import Standing, importable, library
-from bwdln.errors import InvalidOption
+from bwdln.errors import InvalidOption, check
 
 
 class Ray:
@@ -19,12 +19,14 @@ class Ray:
 
     outlives = False
     parallel = None
+    at_once = 1000
     pace = 0.5
     grace = 2.0
 
     def __init__(self, options: config.Ray) -> None:
         self._options = options
         self._tasks: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
         self._ray: Any = None
 
     def _connected(self) -> Any:
@@ -36,7 +38,7 @@ class Ray:
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
                 try:
                     ray.init(
-                        address=self._options.address,
+                        address=self._options.address or "local",
                         runtime_env={"env_vars": variables},
                         include_dashboard=False if self._options.address is None else None,
                         log_to_driver=False,
@@ -46,9 +48,17 @@ class Ray:
                     takes = f"the address of a cluster of Ray, or null ({' '.join(str(error).split())})"
                     raise InvalidOption("sweep.ray.address", self._options.address, takes) from error
             self._ray = ray
+            if self._options.address is None:
+                self._check_room(ray.cluster_resources())
         return self._ray
 
-    def submit(self, files: Sequence[Path]) -> list[str]:
+    def _check_room(self, present: Mapping[str, float]) -> None:
+        """Raise `InvalidOption` for a task that this machine will never have room for."""
+        for option, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU"), ("memory", "memory")):
+            asked, most = getattr(self._options, option) or 0, present.get(resource, 0)
+            check(asked <= most, f"sweep.ray.{option}", f"{asked:g}", f"at most the {most:g} of this machine")
+
+    def submit(self, files: Sequence[Path], label: str) -> list[str]:
         """Hand out a task for each file."""
         ray, options = self._connected(), self._options
         resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus, "memory": options.memory}
@@ -57,7 +67,12 @@ class Ray:
         references = [task.remote(str(file), cores) for file in files]
         names = [reference.hex() for reference in references]
         self._tasks |= dict(zip(names, references, strict=True))
+        self._files |= dict(zip(names, files, strict=True))
         return names
+
+    def find(self, label: str, count: int) -> list[str]:
+        """See `base.Engine`: what was submitted has ended with the command that did."""
+        return []
 
     def standings(self, names: Sequence[str]) -> dict[str, Standing]:
         """See `base.Engine`. Tasks of an earlier command have ended with it."""
@@ -69,8 +84,9 @@ class Ray:
                 found[name] = Standing("ended", "it ended with its command")
             elif self._tasks[name] in ended:
                 found[name] = Standing("ended", self._reason(self._tasks[name]))
-            else:
-                found[name] = Standing("waiting")  # or running: Ray does not tell
+            else:  # Ray does not tell which
+                runs = tasks.sign_of(self._files[name]).exists()
+                found[name] = Standing("running" if runs else "waiting")
         return found
 
     def _reason(self, reference: Any) -> str:
@@ -87,9 +103,15 @@ class Ray:
             if name in self._tasks:
                 self._ray.cancel(self._tasks[name], force=False)
 
+    def kill(self, names: Sequence[str]) -> None:
+        """See `base.Engine`."""
+        for name in names:
+            if name in self._tasks:
+                self._ray.cancel(self._tasks[name], force=True)
+
     def log(self, name: str) -> Path | None:
-        """See `base.Engine`: Ray keeps logs by worker, on the machine of each."""
-        return None
+        """See `base.Engine`: Ray keeps what is printed by worker, on the machine of each."""
+        return tasks.log_of(self._files[name]) if name in self._files else None
 
     def close(self) -> None:
         """See `base.Engine`."""

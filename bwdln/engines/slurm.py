@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
+import logging
 import re
 import subprocess
 from collections.abc import Sequence
@@ -16,6 +18,8 @@ from bwdln.engines.base import Standing, importable, library
 from bwdln.engines.jobs import Job
 from bwdln.errors import InvalidOption
 
+log = logging.getLogger(__name__)
+
 #: States of Slurm in which a job is yet to run, and in which it does; any other is an end.
 WAITING = (
     "PENDING",
@@ -25,6 +29,12 @@ WAITING = (
     "REQUEUE_HOLD",
     "RESV_DEL_HOLD",
     "SPECIAL_EXIT",
+)
+#: Why a job waits that Slurm would never start, or has put aside after it failed to.
+NEVER = (
+    *("BadConstraints", "DependencyNeverSatisfied", "InvalidAccount", "InvalidQOS", "JobHeldAdmin"),
+    *("PartitionNodeLimit", "PartitionTimeLimit", "QOSNotAllowed"),
+    *("launch failed requeued held", "job requeued in held state"),
 )
 RUNNING = ("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "SUSPENDED", "STOPPED", "RESIZING")
 #: Seconds that a command of Slurm may take.
@@ -42,34 +52,53 @@ class Slurm:
     grace = 10.0
 
     def __init__(self, options: config.Slurm, folder: Path) -> None:
-        self._options, self._folder = options, folder / "logs"
+        self._options, self._folder = options, folder.absolute()
 
-    def submit(self, tasks: Sequence[Path]) -> list[str]:
-        """Hand over tasks as arrays. Raises `InvalidOption` with what sbatch says against it."""
+    @functools.cached_property
+    def at_once(self) -> int:
+        """How many tasks an array may have."""
+        said = re.search(r"MaxArraySize\s*=\s*(\d+)", _asked("scontrol", "show", "config") or "")
+        return max(1, int(said[1]) - 1) if said else IN_ARRAY
+
+    def submit(self, tasks: Sequence[Path], label: str) -> list[str]:
+        """Hand over tasks as an array. Raises `InvalidOption` with what sbatch says against it."""
         submitit = library("submitit", "slurm")
-        executor = submitit.SlurmExecutor(self._folder, self._options.max_num_timeout)
-        executor.update_parameters(**self._parameters(tasks[0].parent.parent.parent.name))
-        names: list[str] = []
-        most = _largest_array()
+        executor = submitit.SlurmExecutor(self._folder / "logs", self._options.max_num_timeout)
+        executor.update_parameters(**self._parameters(label))
         try:
             with importable(), contextlib.redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
-                for begin in range(0, len(tasks), most):
-                    part = list(map(str, tasks[begin : begin + most]))
-                    names += [job.job_id for job in executor.map_array(Job(), part)]
+                return [job.job_id for job in executor.map_array(Job(), list(map(str, tasks)))]
         except Exception as error:  # submitit has many; what sbatch says is in the words of one of them
             said = re.findall(r"sbatch: (?:error: )?(.+)", str(error)) or [str(error).splitlines()[-1]]
             takes = f"what sbatch takes on this cluster ({'; '.join(dict.fromkeys(said))})"
             raise InvalidOption("sweep.slurm", self._given(), takes) from error
-        return names
 
-    def _parameters(self, name: str) -> dict[str, Any]:
+    def find(self, label: str, count: int) -> list[str]:
+        """See `base.Engine`; a submission gives its name to its jobs."""
+        named = f"--name={self._job_name(label)}"
+        said = _asked("squeue", "--noheader", "--states=all", named, "--format=%F") or _asked(
+            "sacct", "--noheader", "--parsable2", "--allocations", named, "--format=JobID"
+        )
+        jobs = sorted({line.strip().partition("_")[0] for line in (said or "").split()})
+        if not jobs:
+            return []
+        return [jobs[0]] if count == 1 else [f"{jobs[0]}_{place}" for place in range(count)]
+
+    def _job_name(self, label: str) -> str:
+        """What jobs are called: by the folder of their sweep, and their submission."""
+        return f"bwdln-{self._folder.parent.parent.name}-{label}"
+
+    def _parameters(self, label: str) -> dict[str, Any]:
         """The options in the words of submitit."""
         given = dataclasses.asdict(self._options) | {"setup": list(self._options.setup)}
         del given["max_num_timeout"]
         parameters = {option: value for option, value in given.items() if value is not None}
+        # When one of the processes of a task dies, the others wait for it in vain.
+        parameters["srun_args"] = ["--kill-on-bad-exit=1"]
         if self._options.cpus_per_task is not None:  # srun does not take it over from sbatch
-            parameters["srun_args"] = [f"--cpus-per-task={self._options.cpus_per_task}"]
-        return parameters | {"job_name": f"bwdln-{name}"}
+            parameters["srun_args"].append(f"--cpus-per-task={self._options.cpus_per_task}")
+        others = {"requeue": True} | (self._options.additional_parameters or {})
+        return parameters | {"additional_parameters": others, "job_name": self._job_name(label)}
 
     def _given(self) -> str:
         """The options that are not as they are by default, as text."""
@@ -96,12 +125,16 @@ class Slurm:
 
     def cancel(self, names: Sequence[str]) -> None:
         """See `base.Engine`."""
-        if names:
-            _asked("scancel", *names)
+        if names and _asked("scancel", *names) is None:
+            log.warning("scancel did not end %s", ", ".join(names))
+
+    def kill(self, names: Sequence[str]) -> None:
+        """See `base.Engine`: Slurm kills what it cancels, some seconds later."""
+        self.cancel(names)
 
     def log(self, name: str) -> Path | None:
         """See `base.Engine`; what the process printed, or else what Slurm did."""
-        return self._folder / f"{name}_0_log.err"
+        return self._folder / "logs" / f"{name}_0_log.err"
 
     def close(self) -> None:
         """See `base.Engine`."""
@@ -125,15 +158,9 @@ def _read(lines: str) -> dict[str, Standing]:
         name, state, reason = (part.strip() for part in line.split("|", 2))
         state = state.split(" ")[0]  # CANCELLED by 1000
         if state in WAITING:
-            found[name] = Standing("waiting", reason)
+            found[name] = Standing("stuck" if reason.strip("()") in NEVER else "waiting", reason)
         elif state in RUNNING:
             found[name] = Standing("running")
         else:
             found[name] = Standing("ended", state if reason in ("None", "") else f"{state}, {reason}")
     return found
-
-
-def _largest_array() -> int:
-    """How many tasks an array may have."""
-    said = re.search(r"MaxArraySize\s*=\s*(\d+)", _asked("scontrol", "show", "config") or "")
-    return max(1, int(said[1]) - 1) if said else IN_ARRAY

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bwdln.config import Sweep
-from bwdln.engines import base, ledger
+from bwdln.engines import base, driver, ledger, tasks
 from bwdln.engines.base import Engine, Standing
 from bwdln.engines.ledger import Handed, Ledger
 from bwdln.errors import InvalidOption, check
@@ -18,14 +18,16 @@ from bwdln.store import Store
 class TaskStatus(NamedTuple):
     """A task: how it stands, and how far it is.
 
-    `state`: waiting, running, done, failed, ended (it died, and is out no more), or unknown.
-    `reasons`: why it ended early, once for each time. `silent`: seconds since its last sign of life.
+    `state`: waiting, running, stuck, done, failed, ended (it died, and is out no more), or unknown.
+    `jobs`: those it has pieces of. `reasons`: why it ended early, once for each time, or why it waits.
+    `silent`: seconds since its last sign of life.
     """
 
     name: str
     state: str
     lanes: int
     lanes_done: float
+    jobs: list[int]
     times: int
     reasons: list[str]
     host: str | None
@@ -36,7 +38,8 @@ class TaskStatus(NamedTuple):
 class Status(NamedTuple):
     """A sweep: how many jobs have a result, why others have none, and its tasks.
 
-    `command`: the one that is at work in its folder, if any. `failed`: reason -> how many jobs.
+    `command`: the one that is at work in its folder, if any. `running`: jobs that are at work in tasks, in
+    part at least. `failed`: reason -> how many jobs.
     """
 
     folder: Path
@@ -44,6 +47,7 @@ class Status(NamedTuple):
     command: str | None
     jobs: int
     done: int
+    running: int
     failed: Counter[str]
     tasks: list[TaskStatus]
 
@@ -53,16 +57,20 @@ def look(folder: Path) -> Status:
     store = Store(folder / "store")
     takes = "the folder of a sweep that began"
     check((store.folder / "ledger.json").is_file(), "PATH", folder, takes)
-    record = Ledger(store.folder)
-    engine, standings = _asked(record, store)
+    record, command = Ledger(store.folder), store.holder()
+    engine, standings = _asked(record, store, command)
+    found = [_task(name, each, standings.get(name), store, engine) for name, each in record.tasks.items()]
+    done = {job for job, key in record.jobs.items() if job not in record.failed and store.has(key)}
+    running = {job for task in found if task.state == "running" for job in task.jobs}
     return Status(
         folder,
         record.engine,
-        store.holder(),
+        command,
         len(record.jobs) + len(record.failed.keys() - record.jobs.keys()),
-        sum(store.has(key) for job, key in record.jobs.items() if job not in record.failed),
+        len(done),
+        len(running - done - record.failed.keys()),
         Counter(record.failed.values()),
-        [_task(name, each, standings.get(name), store, engine) for name, each in record.tasks.items()],
+        found,
     )
 
 
@@ -76,36 +84,50 @@ def cancel(folder: Path) -> list[str]:
     check(found.command is None, "--cancel", folder, takes)
     store = Store(folder / "store")
     record = Ledger(store.folder)
-    engine, standings = _asked(record, store)
-    alive = {task for task, standing in standings.items() if standing.state in ("waiting", "running")}
+    engine, standings = _asked(record, store, None)
+    takes = f"tasks that can be asked after: {record.engine} does not answer, or is not installed here"
+    lost = any(standing.state == "unknown" for standing in standings.values())
+    check(not lost, "--cancel", folder, takes)
+    alive = {task for task, standing in standings.items() if standing.state != "ended"}
     names = [handed.name for task, handed in record.out().items() if task in alive]
     if names and engine is not None:
         engine.cancel(names)
     return names
 
 
-def _asked(record: Ledger, store: Store) -> tuple[Engine | None, dict[str, Standing]]:
-    """The engine of the tasks that are out, and what it says of each; nothing is known if it is not here."""
-    out = record.out()
-    if not out:
+def _asked(record: Ledger, store: Store, command: str | None) -> tuple[Engine | None, dict[str, Standing]]:
+    """The engine of the tasks that are out, and what it says of each; nothing is known if it is not here.
+
+    Only the `command` at work knows the tasks of Ray; others see their signs of life.
+    """
+    if not (record.out() or record.submitting):
         return None, {}
+    if record.engine == "ray" and command is not None:
+        signs = {name: tasks.sign_of(store.folder / "tasks" / f"{name}.json") for name in record.out()}
+        return None, {
+            name: Standing("running" if sign.exists() else "waiting") for name, sign in signs.items()
+        }
     try:
         engine = base.make(Sweep(engine=record.engine), store.folder / "tasks")  # type: ignore[arg-type]
+        if command is None:  # else it is about to learn what they go by itself
+            driver.adopt(record, engine)
+        out = record.out()
         said = engine.standings([handed.name for handed in out.values()])
     except InvalidOption:
-        return None, dict.fromkeys(out, Standing("unknown"))
+        return None, dict.fromkeys(record.out(), Standing("unknown"))
     return engine, {name: said[handed.name] for name, handed in out.items()}
 
 
 def _task(
     name: str, handed: Handed, standing: Standing | None, store: Store, engine: Engine | None
 ) -> TaskStatus:
-    alive = store.folder / "tasks" / f"{name}.alive.json"
-    sign, reported = ledger.read(alive) or {}, alive.with_name(f"{name}.report.json").exists()
+    file = store.folder / "tasks" / f"{name}.json"
+    alive, reported = tasks.sign_of(file), tasks.report_at(file).exists()
+    sign = ledger.read(alive) or {}
     state, reasons = handed.state, list(handed.reasons)
     if standing is not None:
         state = "done" if reported else standing.state
-        if state == "ended":
+        if standing.reason and state not in ("running", "done"):
             reasons.append(standing.reason)
     try:
         silent = max(0.0, time.time() - alive.stat().st_mtime) if state == "running" else None
@@ -118,6 +140,7 @@ def _task(
         state,
         handed.lanes,
         lanes_done,
+        tasks.jobs_of(file),
         handed.times,
         reasons,
         sign.get("host"),

@@ -1,7 +1,7 @@
 """What is handed out: a file with the configurations of a few batches, and what a process makes of it.
 
-Beside the file NAME.json the process leaves NAME.alive.json, a sign of life with how far it is, and in the
-end NAME.report.json. The results themselves are in the store.
+Beside the file NAME.json the process leaves NAME.alive.json, a sign of life with how far it is, NAME.log, and
+in the end NAME.report.json. The results themselves are in the store.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from bwdln.config import Config, Sweep, from_mapping
 from bwdln.engines import ledger
 from bwdln.errors import Failure, InvalidOption, check
 from bwdln.store import Store
-from bwdln.sweep import Batch, SweepProgress
+from bwdln.sweep import Batch, Piece, SweepProgress
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ class Task(NamedTuple):
     batches: tuple[Batch, ...]
 
     @property
-    def keys(self) -> list[str]:
-        """What the results of its pieces are stored under."""
-        return [key for batch in self.batches for key in batch.keys]
+    def pieces(self) -> list[Piece]:
+        """The pieces of its batches."""
+        return [piece for batch in self.batches for piece in batch.pieces]
 
     @property
     def lanes(self) -> int:
@@ -74,10 +74,10 @@ def _task(batches: Sequence[Batch]) -> Task:
 
 def write(task: Task, folder: Path, options: Sweep) -> Path:
     """Write the file of a task, to be handed out."""
-    pieces = [piece for batch in task.batches for piece in batch.pieces]
     content = {
-        "keys": [piece.key for piece in pieces],
-        "configs": [piece.problem.config.mapping() for piece in pieces],
+        "keys": [piece.key for piece in task.pieces],
+        "configs": [piece.problem.config.mapping() for piece in task.pieces],
+        "jobs": sorted({job for piece in task.pieces for job in piece.jobs}),
         "options": {name: getattr(options, name) for name in OPTIONS},
     }
     ledger.write(folder / f"{task.name}.json", content)
@@ -86,14 +86,37 @@ def write(task: Task, folder: Path, options: Sweep) -> Path:
 
 def ready(folder: Path, name: str) -> Path:
     """The file of a task, without what a process left beside it."""
-    for kind in ("alive", "report"):
-        (folder / f"{name}.{kind}.json").unlink(missing_ok=True)
-    return folder / f"{name}.json"
+    file = folder / f"{name}.json"
+    for left in (sign_of(file), report_at(file)):
+        left.unlink(missing_ok=True)
+    return file
 
 
 def remove(folder: Path, name: str) -> None:
     """Remove the file of a task, and what was left beside it."""
-    ready(folder, name).unlink(missing_ok=True)
+    file = ready(folder, name)
+    file.unlink(missing_ok=True)
+    log_of(file).unlink(missing_ok=True)
+
+
+def sign_of(file: Path) -> Path:
+    """Where the sign of life of a task is, by its file."""
+    return file.with_suffix(".alive.json")
+
+
+def report_at(file: Path) -> Path:
+    """Where the report of a task is, by its file."""
+    return file.with_suffix(".report.json")
+
+
+def log_of(file: Path) -> Path:
+    """Where a task logs, by its file."""
+    return file.with_suffix(".log")
+
+
+def jobs_of(path: Path) -> list[int]:
+    """The numbers of the jobs that a task in a file has pieces of."""
+    return list((ledger.read(path) or {}).get("jobs", []))
 
 
 def configs_of(path: Path) -> list[Config]:
@@ -118,7 +141,7 @@ class Report(NamedTuple):
 
 def report_of(folder: Path, name: str) -> Report:
     """What a task reported."""
-    found = ledger.read(folder / f"{name}.report.json") or {}
+    found = ledger.read(report_at(folder / f"{name}.json")) or {}
     failed = {key: _error_of(said) for key, said in found.get("failed", {}).items()}
     return Report(failed, found.get("refused"))
 
@@ -141,12 +164,10 @@ def run(path: str, cores: int | None = None, shared: bool = False) -> None:
     A first Ctrl-C saves the batch in progress; then `KeyboardInterrupt` is raised. Raises `InvalidOption` for
     a task that cannot be run here, such as one whose file this machine does not see.
     """
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
-    logging.getLogger("bwdln").setLevel(logging.INFO)
     file = Path(path)
     if cores is not None:
         os.environ[lanes.CORES] = str(cores)
-    try:
+    with _logging(file):
         if not shared:
             _run(file)
             return
@@ -154,9 +175,29 @@ def run(path: str, cores: int | None = None, shared: bool = False) -> None:
         with sweep.first_process() as is_first:
             if is_first:
                 _run(file)
-    except InvalidOption as error:  # nothing that another attempt would mend
-        _report(file, {}, str(error))
+
+
+@contextlib.contextmanager
+def _logging(file: Path) -> Iterator[None]:
+    """What the package logs meanwhile goes to the standard error and to the log beside the file."""
+    form = "%(asctime)s %(name)s: %(message)s"
+    logging.basicConfig(format=form)
+    package = logging.getLogger("bwdln")
+    package.setLevel(logging.INFO)
+    try:
+        handler: logging.Handler = logging.FileHandler(log_of(file), delay=False)
+    except OSError:  # the task will say so
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter(form))
+    package.addHandler(handler)
+    try:
+        yield
+    except Exception:
+        log.exception("the task ends early")
         raise
+    finally:
+        package.removeHandler(handler)
+        handler.close()
 
 
 def _run(file: Path) -> None:
@@ -168,19 +209,30 @@ def _run(file: Path) -> None:
     if options.fresh:
         options = Sweep(**task["options"] | {"fresh": False})
         store.drop_older(keys, file.stat().st_mtime)
-    configs = {number: from_mapping(config) for number, config in enumerate(task["configs"])}
     with _sign(file) as show:
-        planned = sweep.plan(configs, options, store)
-        for error in planned.refused.values():
-            raise error
-        takes = "the code and the packages that handed it out: results would differ"
-        check(list(planned.keys.values()) == keys, "sweep.engine", f"a task on {socket.gethostname()}", takes)
+        try:
+            planned = _planned(task, options, store)
+        except InvalidOption as error:  # nothing that another attempt would mend
+            _report(file, {}, str(error))
+            raise
         failed = {}
         for done in sweep.execute(planned, options, store=store, on_progress=show):
             if isinstance(done.outcome, Exception):
                 failed[keys[done.job]] = _said(done.outcome)
                 log.error("job %d of the task failed", done.job, exc_info=done.outcome)
     _report(file, failed)
+
+
+def _planned(task: Mapping[str, Any], options: Sweep, store: Store) -> sweep.Plan:
+    """The plan of a task. Raises `InvalidOption` where it would be another one than that of the command."""
+    configs = {number: from_mapping(config) for number, config in enumerate(task["configs"])}
+    planned = sweep.plan(configs, options, store)
+    for error in planned.refused.values():
+        raise error
+    takes = "the code and the packages that handed it out: results would differ"
+    same = list(planned.keys.values()) == task["keys"]
+    check(same, "sweep.engine", f"a task on {socket.gethostname()}", takes)
+    return planned
 
 
 def _said(error: Exception) -> dict[str, str]:
@@ -197,7 +249,7 @@ def _error_of(said: dict[str, str]) -> Exception:
 
 def _report(file: Path, failed: dict[str, dict[str, str]], refused: str | None = None) -> None:
     with contextlib.suppress(InvalidOption):  # where nothing can be written, the log tells
-        ledger.write(file.with_suffix(".report.json"), {"failed": failed, "refused": refused})
+        ledger.write(report_at(file), {"failed": failed, "refused": refused})
 
 
 @contextlib.contextmanager
@@ -221,7 +273,7 @@ def told_to_save() -> Iterator[list[int]]:
 @contextlib.contextmanager
 def _sign(file: Path) -> Iterator[Any]:
     """Give a sign of life now and then, with what `show` was told last, from a thread of its own."""
-    alive, ended = file.with_suffix(".alive.json"), threading.Event()
+    alive, ended = sign_of(file), threading.Event()
     latest: list[SweepProgress] = []
 
     def show(at: SweepProgress) -> None:
