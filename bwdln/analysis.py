@@ -147,11 +147,12 @@ def summary(result: Result) -> list[Row]:
     last = result.dataset.isel(record=-1)
     imbalance = last["imbalance"].max("interface").values if "imbalance" in last else None
     names = [name for name in Row._fields if name not in ("outcome", "imbalance")]
+    columns = {name: last[name].values.tolist() for name in names}
     return [
         Row(
             outcome=outcome,
             imbalance=0.0 if imbalance is None else float(imbalance[lane]),
-            **{name: last[name].values[lane].item() for name in names},
+            **{name: values[lane] for name, values in columns.items()},
         )
         for lane, outcome in enumerate(result.outcomes)
     ]

@@ -334,11 +334,19 @@ def batch_size_on_cpu(count: int) -> int:
 
 
 class Bytes(NamedTuple):
-    """What a lane takes of memory: its state and the work on it, on its device; what the host keeps."""
+    """What a lane takes of memory: its state and the work on it, on its device; on the host its records, and
+    its start and end.
+    """
 
     state: int
     work: int
-    host: int
+    records: int
+    ends: int
+
+    @property
+    def host(self) -> int:
+        """What the host keeps of it while its batch runs."""
+        return self.records + self.ends
 
 
 def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> Bytes:
@@ -348,7 +356,7 @@ def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> 
     all layers, the state is P b for descent, 6 P b for flows with their stages. The work is what XLA needs
     meanwhile, an estimate from above of what it says of its programs: 3 states, b n (16 k + 4 ROWS) for
     decompositions of the generator, with τ > 0 also 8 b n²: the gap then takes one that is n × n. On
-    the host are P b and the records.
+    the host are 2 P b and 3 b n k for its start and end, and the records.
     """
 
     def shaped(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -367,7 +375,8 @@ def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> 
         work += 8 * size**2
     held = _bytes((lanes, weights, state))
     moved = 3 * _bytes(state) + work * np.dtype(precision).itemsize
-    return Bytes(held, moved, records * _bytes(seen) + _bytes((known, final)))
+    ends = _bytes((weights, shaped((size, static.widths[0])), known, final))
+    return Bytes(held, moved, records * _bytes(seen), ends)
 
 
 def memory_limit(devices: Sequence[jax.Device] | None) -> int:

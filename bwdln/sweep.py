@@ -76,6 +76,7 @@ class Plan(NamedTuple):
     `keys`: what the result of each job is stored under. `stored`: jobs whose result is there.
     `refused`: jobs that cannot be run, and why. `programs`: for each program to compile its batches.
     `bytes_per_batch`: on the devices, and on the host of records and targets, of the largest; an estimate.
+    `bytes_of_dataset`: what gathering the records of all jobs takes in the end.
     """
 
     configs: dict[int, Config]
@@ -85,6 +86,7 @@ class Plan(NamedTuple):
     programs: tuple[tuple[Batch, ...], ...]
     devices: tuple[jax.Device, ...]
     bytes_per_batch: tuple[int, int]
+    bytes_of_dataset: int
 
     @property
     def batches(self) -> list[Batch]:
@@ -158,7 +160,7 @@ def plan(
         if first.get(key) in refused:
             refused[job] = refused[first[key]]
     keys = {job: key for job, key in keys.items() if job not in refused}
-    programs, largest = [], (0, 0)
+    programs, largest, records = [], (0, 0), 0
     # Of all jobs, so that whoever comes back when some are done finds the same pieces.
     lanes = sum({key: configs[job].seeds for job, key in keys.items()}.values())
     fair = max(1, lanes if options.tasks is None else -(-lanes // options.tasks))
@@ -174,7 +176,11 @@ def plan(
         batches = _batches(pieces, size, begun)
         programs.append(tuple(batches))
         largest = max(largest, max(_bytes(batch, devices) for batch in batches))
-    return Plan(dict(configs), keys, tuple(stored), refused, tuple(programs), devices, largest)
+        records += sum(batch.lanes for batch in batches) * _bytes_per_lane(group[0]).records
+    planned = Plan(dict(configs), keys, tuple(stored), refused, tuple(programs), devices, largest, 0)
+    # Twice, as they are gathered into one; of what is stored as much for a lane as of what is to run.
+    every = sum(configs[job].seeds for job in keys)
+    return planned._replace(bytes_of_dataset=2 * records * every // max(1, planned.lanes))
 
 
 def groups(problems: Mapping[Name, Problem]) -> list[list[Name]]:

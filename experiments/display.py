@@ -64,7 +64,7 @@ def plan(planned: Any, jobs: int, studies: int, engine: str = "inline", away: in
     batches, platform = planned.batches, planned.devices[0].platform
     alone = f", {studies:,} studies one by one" if studies else ""
     to_run = len(planned.keys) - before
-    on_device, on_host = map(_bytes, planned.bytes_per_batch)
+    on_device, on_host, gathered = map(_bytes, (*planned.bytes_per_batch, planned.bytes_of_dataset))
     came = f"{to_run:,} to run, {before:,} done before, {failed:,} refused{alone}"
     lines = [f"plan      {_count(jobs, 'job')}: {came}"]
     if not batches:
@@ -87,7 +87,8 @@ def plan(planned: Any, jobs: int, studies: int, engine: str = "inline", away: in
         f"devices   {len(planned.devices)} x {platform}" if away is None else "devices   those of each task"
     )
     lines.append(
-        f"memory    about {on_device} on the devices, {on_host} for records and targets, in the largest batch"
+        f"memory    about {on_device} on the devices, {on_host} for records and targets, "
+        f"in the largest batch; {gathered} here for the dataset"
     )
     return lines
 

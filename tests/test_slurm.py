@@ -123,7 +123,7 @@ def test_a_task_past_its_time_saves_itself_and_is_queued_again(tmp_path, longer,
     assert done.returncode == 0, done.stderr
     engines.assert_equal(longer, folder)
     logs = [path.read_text() for path in folder.glob("store/tasks/logs/*.err")]
-    assert sum(text.count("Requeued job") for text in logs) >= 1
+    assert sum(text.count("this job is timed-out") for text in logs) >= 1
     assert any("goes on behind record" in text for text in logs)
     assert all(task["times"] == 1 and task["state"] == "done" for task in engines.handed_out(folder))
 

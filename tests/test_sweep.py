@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from problems import job
 
 from bwdln import lanes, program, results, simulate, sweep
+from bwdln.collection import Collection
 from bwdln.config import Sweep
 from bwdln.dynamics import integrate
 from bwdln.errors import InvalidOption
@@ -396,3 +397,22 @@ def test_parts_of_a_job_are_not_stored_beside_the_whole(tmp_path):
     sweep.run(jobs, Sweep(lanes_per_batch=2), store=store)
     keys = sweep.plan(dict(enumerate(jobs))).keys
     assert {path.stem for path in tmp_path.glob("*.nc")} == set(keys.values())
+
+
+@pytest.mark.parametrize("dynamics", [DESCENT, FLOW, END_TO_END], ids=lambda d: d["name"])
+def test_the_estimate_of_the_dataset_is_what_it_takes(tmp_path, dynamics):
+    """That of all jobs, those that are stored among them: once for each job, once for them together."""
+    jobs = dict(enumerate(by_tau(0.1, 0.2, dynamics=dynamics, initialization=BALANCED, seeds=40)))
+    jobs[2] = tiny(dynamics=dynamics, initialization=BALANCED, seeds=20, record={"count": 40})
+    store = Store(tmp_path)
+    estimate = sweep.plan(jobs, store=store).bytes_of_dataset
+    gathered = Collection({number: {} for number in jobs})
+    for number, result in enumerate(sweep.run(list(jobs.values()), store=store)):
+        gathered.add(number, result)
+    taken = 2 * sum(
+        values.nbytes for part in gathered._parts.values() for _, values in part.variables.values()
+    )
+    assert 0.8 * taken <= estimate <= 1.2 * taken
+    new = {3: tiny(dynamics=dynamics, initialization=BALANCED, seeds=100, loss=BURES | {"tau": 0.4})}
+    with_stored = sweep.plan(jobs | new, store=store).bytes_of_dataset
+    assert with_stored == sweep.plan(new).bytes_of_dataset * (40 + 40 + 20 + 100) / 100

@@ -57,7 +57,10 @@ class Engine(Protocol):
         """Hand out tasks; what each goes by. Raises `InvalidOption` where the engine refuses them."""
 
     def find(self, label: str, count: int) -> list[str]:
-        """What the tasks of a submission go by that nobody saw the end of; nothing if it came to nothing."""
+        """What the tasks of a submission go by that nobody saw the end of; nothing if it came to nothing.
+
+        Raises `InvalidOption` where the engine does not say.
+        """
 
     def standings(self, names: Sequence[str]) -> dict[str, Standing]:
         """How tasks stand that this or an earlier command handed out."""

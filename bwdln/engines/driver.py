@@ -128,12 +128,17 @@ def living(record: Ledger, store: Store) -> dict[str, Handed]:
         adopt(record, engine)
         standings = engine.standings([handed.name for handed in record.out().values()])
     except InvalidOption:
-        return record.out()
+        submitted = itertools.chain.from_iterable(each.items() for each in record.submitting.values())
+        lost = {task: Handed("", lanes) for task, lanes in submitted}
+        return lost | record.out()
     return {name: handed for name, handed in record.out().items() if standings[handed.name].state != "ended"}
 
 
 def adopt(record: Ledger, engine: Engine) -> None:
-    """Take tasks over from submissions that nobody saw the end of, as after a kill; nothing is written."""
+    """Take tasks over from submissions that nobody saw the end of, as after a kill; nothing is written.
+
+    Raises `InvalidOption` where the engine does not tell.
+    """
     for label, lanes in record.submitting.items():
         for (task, count), name in zip(lanes.items(), engine.find(label, len(lanes)), strict=False):
             before = record.tasks.get(task, Handed("", count, times=0))

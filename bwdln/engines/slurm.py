@@ -16,7 +16,7 @@ from typing import Any
 from bwdln import config
 from bwdln.engines.base import Standing, importable, library
 from bwdln.engines.jobs import Job
-from bwdln.errors import InvalidOption
+from bwdln.errors import InvalidOption, check
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,11 @@ class Slurm:
     def find(self, label: str, count: int) -> list[str]:
         """See `base.Engine`; a submission gives its name to its jobs."""
         named = f"--name={self._job_name(label)}"
-        said = _asked("squeue", "--noheader", "--states=all", named, "--format=%F") or _asked(
-            "sacct", "--noheader", "--parsable2", "--allocations", named, "--format=JobID"
-        )
+        said = _asked("squeue", "--noheader", "--states=all", named, "--format=%F")
+        takes = "slurm when squeue answers: a submission may have come through that nobody saw the end of"
+        check(said is not None, "sweep.engine", "slurm", takes)
+        columns = ["--noheader", "--parsable2", "--allocations", "--format=JobID"]
+        said = said or _asked("sacct", *columns, named)
         jobs = sorted({line.strip().partition("_")[0] for line in (said or "").split()})
         if not jobs:
             return []
