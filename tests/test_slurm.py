@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import engines
@@ -16,6 +19,8 @@ import pytest
 from engines import LONG
 
 pytestmark = pytest.mark.slow
+
+CLUSTER = (engines.ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 
 
 def _why_not() -> str | None:
@@ -275,6 +280,26 @@ def test_a_folder_that_tasks_do_not_see_is_said(tmp_path):
         pytest.skip(f"this machine allows no mounts: {done.stderr.strip()}")
     assert done.returncode == 1
     assert f"its machine must see {folder}" in done.stderr, done.stderr
+
+
+DOCUMENTED = re.findall(
+    r"^python -m experiments.train (.+)$",
+    "".join(re.findall(r"^```bash\n(.*?)^```$", CLUSTER, flags=re.MULTILINE | re.DOTALL)),
+    flags=re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_the_documented_commands_plan_what_they_say(line):
+    if "engine=ray" in line and importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    planned = [sys.executable, "-m", "experiments.train", *shlex.split(line), "sweep.dry_run=true"]
+    done = subprocess.run(planned, cwd=engines.ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "memory    about " in done.stdout
+    for engine, tasks in re.findall(r"sweep.engine=(\w+)(?: sweep.tasks=(\d+))?", line):
+        assert re.search(rf"^engine    {engine}", done.stdout, flags=re.MULTILINE)
+        assert not tasks or f"{engine}, {tasks} tasks" in done.stdout
 
 
 def test_a_signal_that_a_task_saves_itself_on_is_the_one_of_submitit():
