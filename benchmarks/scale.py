@@ -4,7 +4,8 @@ Usage: python benchmarks/scale.py [--sweeps 1000x1 100x100 100x1000] [--options 
 
 Each sweep is a process of its own, inline, from command to end: so many jobs (perturbations τ) times so many
 seeds. n = 20, depth 2, 20 steps, two records: little is computed, so that what is seen is the cost of
-planning, keeping and gathering. Then what another job and another lane cost, by least squares.
+planning, keeping and gathering. Then the same command again, which finds all of it stored and only gathers: what
+a command does whose tasks ran elsewhere. Then what another job and another lane cost, by least squares.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // (1024 if sys.pla
 
 
 class Cost(NamedTuple):
-    """Of a sweep: seconds, MiB of the command at most, MB on disk in all and of the dataset."""
+    """Of a sweep: seconds, those of the same command again, MiB of the command at most, MB on disk in all and
+    of the dataset.
+    """
 
     seconds: float
+    again: float
     memory: float
     disk: float
     dataset: float
@@ -48,16 +52,23 @@ def measured(jobs: int, seeds: int, options: list[str]) -> Cost:
         sweep = Path(folder, "sweep")
         told = ("report=never", "figures=never", f"hydra.sweep.dir={sweep}", f"loss.tau={grid}")
         command = [sys.executable, "-m", "experiments.train", "-m", *told, f"seeds={seeds}", *TINY, *options]
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURED, *command], cwd=ROOT, text=True, capture_output=True
-        )
-        seconds = time.perf_counter() - began
-        if done.returncode:
-            raise SystemExit(done.stderr)
+        seconds, memory = run(command)
+        again, _ = run(command)
         files = {(each.stat().st_ino, each.stat().st_blocks) for each in sweep.rglob("*")}
         disk = sum(512 * blocks for _, blocks in files) / 1e6  # a file with several names counts once
-        return Cost(seconds, float(done.stdout), disk, (sweep / "sweep.nc").stat().st_size / 1e6)
+        return Cost(seconds, again, memory, disk, (sweep / "sweep.nc").stat().st_size / 1e6)
+
+
+def run(command: list[str]) -> tuple[float, float]:
+    """Seconds that a command takes, and MiB that it holds at most."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *command], cwd=ROOT, text=True, capture_output=True
+    )
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return seconds, float(done.stdout)
 
 
 def main() -> None:
@@ -70,22 +81,28 @@ def main() -> None:
 
     sizes = [(int(jobs), int(seeds)) for jobs, seeds in (each.split("x") for each in given.sweeps)]
     costs = []
-    print("  jobs x seeds     lanes   seconds  memory MiB   disk MB   dataset MB")
+    print("  jobs x seeds     lanes   seconds     again  memory MiB   disk MB   dataset MB")
     for jobs, seeds in sizes:
         cost = measured(jobs, seeds, given.options)
         costs.append(cost)
         print(
-            f"{jobs:6,} x {seeds:5,}  {jobs * seeds:8,}  {cost.seconds:8.1f}  {cost.memory:10,.0f}"
+            f"{jobs:6,} x {seeds:5,}  {jobs * seeds:8,}  {cost.seconds:8.1f}  {cost.again:8.1f}  {cost.memory:10,.0f}"
             f"  {cost.disk:8,.0f}  {cost.dataset:11,.1f}",
             flush=True,
         )
     if len(sizes) >= 3:
         counts = np.array([(1, jobs, jobs * seeds) for jobs, seeds in sizes], dtype=float)
-        for name, unit in (("seconds", 1e3), ("memory", 1024.0), ("disk", 1e3), ("dataset", 1e3)):
+        for name, unit in (
+            ("seconds", 1e3),
+            ("again", 1e3),
+            ("memory", 1024.0),
+            ("disk", 1e3),
+            ("dataset", 1e3),
+        ):
             values = np.array([getattr(cost, name) for cost in costs])
             # Relative errors count: the largest sweep is not to decide alone.
             _, job, lane = np.linalg.lstsq(counts / values[:, None], np.ones(len(values)), rcond=None)[0]
-            units = {"seconds": "ms", "memory": "KiB", "disk": "kB", "dataset": "kB"}[name]
+            units = {"seconds": "ms", "again": "ms", "memory": "KiB", "disk": "kB", "dataset": "kB"}[name]
             print(
                 f"  {name:8} another job {unit * job:8.2f} {units}, another lane {unit * lane:8.3f} {units}"
             )
