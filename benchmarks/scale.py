@@ -4,8 +4,8 @@ Usage: python benchmarks/scale.py [--sweeps 1000x1 100x100 100x1000] [--options 
 
 Each sweep is a process of its own, inline, from command to end: so many jobs (perturbations τ) times so many
 seeds. n = 20, depth 2, 20 steps, two records: little is computed, so that what is seen is the cost of
-planning, keeping and gathering. Then the same command again, which finds all of it stored and only gathers: what
-a command does whose tasks ran elsewhere. Then what another job and another lane cost, by least squares.
+planning, keeping and gathering. Then the same command again, which finds all of it stored and only gathers,
+as a command does whose tasks ran elsewhere. Then what another job and another lane cost, by least squares.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def main() -> None:
         cost = measured(jobs, seeds, given.options)
         costs.append(cost)
         print(
-            f"{jobs:6,} x {seeds:5,}  {jobs * seeds:8,}  {cost.seconds:8.1f}  {cost.again:8.1f}  {cost.memory:10,.0f}"
-            f"  {cost.disk:8,.0f}  {cost.dataset:11,.1f}",
+            f"{jobs:6,} x {seeds:5,}  {jobs * seeds:8,}  {cost.seconds:8.1f}  {cost.again:8.1f}"
+            f"  {cost.memory:10,.0f}  {cost.disk:8,.0f}  {cost.dataset:11,.1f}",
             flush=True,
         )
     if len(sizes) >= 3:
@@ -102,10 +102,8 @@ def main() -> None:
             values = np.array([getattr(cost, name) for cost in costs])
             # Relative errors count: the largest sweep is not to decide alone.
             _, job, lane = np.linalg.lstsq(counts / values[:, None], np.ones(len(values)), rcond=None)[0]
-            units = {"seconds": "ms", "again": "ms", "memory": "KiB", "disk": "kB", "dataset": "kB"}[name]
-            print(
-                f"  {name:8} another job {unit * job:8.2f} {units}, another lane {unit * lane:8.3f} {units}"
-            )
+            of = {"memory": "KiB", "disk": "kB", "dataset": "kB"}.get(name, "ms")
+            print(f"  {name:8} another job {unit * job:8.2f} {of}, another lane {unit * lane:8.3f} {of}")
 
 
 if __name__ == "__main__":
