@@ -435,6 +435,50 @@ def test_a_submission_without_an_answer_may_have_been_taken(tmp_path, engine, in
     assert len(here.handed) == 2
 
 
+def test_a_submission_that_nobody_knows_the_end_of_is_not_repeated(tmp_path, engine, inline):
+    """Neither sbatch nor squeue answers for a while: what sbatch took has run meanwhile."""
+    here = engine("die", "run")
+    submit, find, silent = here.submit, here.find, []
+
+    def slow(files, label):
+        names = submit(files, label)
+        if len(here.handed) == 3:
+            silent.append(label)
+            raise InvalidOption("sweep.slurm", "nothing", "what sbatch takes (Socket timed out)")
+        return names
+
+    def late(label, count):
+        if 0 < len(silent) < 3:
+            silent.append(label)
+            raise InvalidOption("sweep.engine", "slurm", "slurm when squeue answers")
+        return find(label, count)
+
+    here.submit, here.find = slow, late
+    assert_as_inline(ran(Store(tmp_path)), inline)
+    assert len(here.handed) == 3 and len(silent) == 3 and len(set(silent)) == 1
+    assert Ledger(tmp_path).submitting == {}
+
+
+def test_another_engine_waits_for_a_submission_that_nobody_knows_the_end_of(tmp_path, engine):
+    here, store = engine(), Store(tmp_path / "store")
+
+    def interrupted(files, label):
+        raise KeyboardInterrupt
+
+    here.submit = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        ran(store)
+
+    def unanswered(label, count):
+        raise InvalidOption("sweep.engine", "slurm", "slurm when squeue answers")
+
+    find, here.find = here.find, unanswered
+    with pytest.raises(InvalidOption, match=r"sweep.engine: got inline; takes slurm while 2 of"):
+        engines.check_free(Sweep(), store)
+    here.find = find
+    engines.check_free(Sweep(), store)
+
+
 def test_a_command_that_does_not_wait_gathers_what_is_there(tmp_path, engine, inline):
     here = engine("wait", "wait", "wait")
     store, jobs = Store(tmp_path), {0: job(seeds=7)}
@@ -596,6 +640,9 @@ def test_the_ledger_is_read_as_it_was_written(tmp_path):
     assert list(Ledger(tmp_path).tasks) == ["x"] and Ledger(tmp_path).failed == {}
     (tmp_path / "ledger.json").write_text("{")
     with pytest.raises(InvalidOption, match=r"hydra.sweep.dir: got .*; takes a folder whose ledger.json can"):
+        Ledger(tmp_path)
+    (tmp_path / "ledger.json").write_text('{"tasks": {"x": {"name": "7", "of": "another version"}}}')
+    with pytest.raises(InvalidOption, match=r"takes a folder whose ledger.json is of this version"):
         Ledger(tmp_path)
 
 

@@ -276,8 +276,10 @@ class _Driver:
 
     def _hand_out_again(self, out: _Out) -> None:
         """Hand out a task once more, which goes on behind what it saved."""
-        file = tasks.ready(self._folder, out.name)
-        self._submit({out.name: self._record.tasks[out.name].lanes}, {out.name: file})
+        before = self._record.tasks[out.name]
+        adopt(self._record, self._engine)  # of an earlier try without an answer
+        if self._record.tasks[out.name].name == before.name:
+            self._submit({out.name: before.lanes}, {out.name: tasks.ready(self._folder, out.name)})
         self._out[out.name] = _Out(out.name, out.pieces, out.attempts + 1, time.monotonic())
 
     # --- what becomes of them ---

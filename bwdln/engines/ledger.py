@@ -49,9 +49,12 @@ class Ledger:
         self.engine: str = found.get("engine", "inline")
         self.jobs: dict[int, str] = {int(job): key for job, key in found.get("jobs", {}).items()}
         self.failed: dict[int, str] = {int(job): why for job, why in found.get("failed", {}).items()}
-        self.tasks: dict[str, Handed] = {
-            name: Handed(**task) for name, task in found.get("tasks", {}).items()
-        }
+        try:
+            tasks = {name: Handed(**task) for name, task in found.get("tasks", {}).items()}
+        except TypeError as error:
+            takes = f"a folder whose {self._path.name} is of this version ({error})"
+            raise InvalidOption("hydra.sweep.dir", store.parent, takes) from error
+        self.tasks: dict[str, Handed] = tasks
         self.submitting: dict[str, dict[str, int]] = found.get("submitting", {})
         self.left = 0
 
