@@ -157,6 +157,10 @@ class Processes:
         _check_counts(self, "parallel")
 
 
+#: Options of sbatch on which the engine relies: they are its own.
+SET_BY_THE_ENGINE = {"array", "error", "job_name", "no_requeue", "open_mode", "output", "requeue", "signal"}
+
+
 @dataclass(frozen=True)
 class Slurm:
     """Tasks as jobs of Slurm, by submitit, in the words of sbatch; `time` in minutes.
@@ -191,6 +195,10 @@ class Slurm:
         most = min(60 * self.time - 61, max(12 * self.time, 600) - 60)
         takes = f"an integer of seconds up to {most} with sweep.slurm.time={self.time}"
         check(self.signal_delay_s <= most, "signal_delay_s", self.signal_delay_s, takes)
+        own = {each.name for each in dataclasses.fields(self)} | SET_BY_THE_ENGINE
+        for name in self.additional_parameters or ():
+            takes = "options of sbatch that are neither those of sweep.slurm nor set by the engine"
+            check(str(name).replace("-", "_") not in own, "additional_parameters", name, takes)
 
 
 @dataclass(frozen=True)
@@ -223,6 +231,11 @@ class Distributed:
         for name, value in values.items():
             takes = f"a value beside {' and '.join(given)}; all three null inside Slurm"
             check(value is not None or not given, name, "null", takes)
+        if self.coordinator_address is not None:
+            host, _, port = self.coordinator_address.rpartition(":")
+            sound = bool(host) and port.isdecimal() and 0 < int(port) < 2**16
+            takes = "HOST:PORT, with a port from 1 to 65535"
+            check(sound, "coordinator_address", self.coordinator_address, takes)
         if self.num_processes is not None and self.process_id is not None:
             _check_counts(self, "num_processes")
             takes = f"an integer from 0 to {self.num_processes - 1}, another one in each process"
@@ -348,8 +361,10 @@ def from_mapping(mapping: Mapping[str, Any], kind: type = Config) -> Any:
             missing = each.default is dataclasses.MISSING
             check(not missing, name, "nothing", "a value: it has no default")
         elif dataclasses.is_dataclass(hints[name]) and hints[name] is not Choice:
+            given = mapping[name]
+            check(isinstance(given, Mapping), name, given, f"options by name, as {name}.OPTION=VALUE")
             with within(name):
-                values[name] = from_mapping(mapping[name], hints[name])
+                values[name] = from_mapping(given, hints[name])
         elif hints[name] is Choice or (hints[name] == Choice | None and mapping[name] is not None):
             with within(name):
                 values[name] = Choice.of(mapping[name])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bwdln.errors import InvalidOption
+from bwdln.errors import InvalidOption, check
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +49,18 @@ def initialize(
     """Join the other processes of the program, before anything else is asked of JAX.
 
     Without arguments Slurm, or another cluster that JAX knows, tells them. Raises `InvalidOption` where none
-    does, and where the others do not come within `patience` seconds.
+    does, and where the first one does not come within `patience` seconds; where another one does not, JAX
+    aborts the first.
     """
     wait, flags = "--xla_cpu_collective_timeout_seconds", os.environ.get("XLA_FLAGS", "")
     if wait not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {wait}={LONGEST_WAIT}".strip()
+    if process_id:
+        takes = f"the address of the first process, where something listens within {patience} s"
+        listening = listens(str(coordinator_address), patience)
+        check(listening, "sweep.distributed.coordinator_address", coordinator_address, takes)
+    elif process_id == 0 and (num_processes or 1) > 1:
+        log.warning("waiting for %d other processes, for %d s at most", (num_processes or 1) - 1, patience)
     # It would take SIGTERM for itself, by which a task is told to save what it has.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -69,6 +77,20 @@ def initialize(
         raise InvalidOption("sweep.distributed.num_processes", got, takes) from error
 
     log.info("this is process %s", part())
+
+
+def listens(address: str, patience: float = 5.0) -> bool:
+    """Whether something accepts connections at HOST:PORT within some seconds."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+                return True
+        except (OSError, OverflowError, ValueError):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.2)
 
 
 def part_company() -> None:

@@ -52,10 +52,8 @@ class Batches:
 
     def plan(self, jobs: Sequence[Job], folder: Path) -> None:
         """Print what a sweep would run. Runs and writes nothing."""
-        from bwdln import engines
-
         self._read(jobs)
-        self._planned(jobs, folder, engines.prepared(self._options()))
+        self._planned(jobs, folder, self._prepared())
 
     def batch(self, jobs: Sequence[Job], folder: Path) -> Iterator[tuple[int, Callable[[], float]]]:
         """Run jobs together; yields the number of each, and what is left to do as that job.
@@ -72,9 +70,8 @@ class Batches:
         check(not self._options().dry_run, "sweep.dry_run", True, takes)
         analysis.check_objective(self._output().objective)
         studies.check_sweep_study(self._options().study)
-        options = engines.prepared(self._options())
-        takes = "inline where jobs are studies, which run programs of their own"
-        check(options.engine == "inline" or not self._alone, "sweep.engine", options.engine, takes)
+        options = self._prepared()
+        engines.check_there(options, folder)
         self._collection = self._collection or Collection(self._swept)
         store = Store(folder / "store")
         with engines.all_processes(options), store.lock():
@@ -188,6 +185,15 @@ class Batches:
 
     def _options(self) -> Sweep:
         return next((each.sweep for each in self._trainings.values()), Sweep())
+
+    def _prepared(self) -> Sweep:
+        """The options of the sweep, with those of its engine that are left to it."""
+        from bwdln import engines
+
+        options = engines.prepared(self._options())
+        takes = "inline where jobs are studies, which run programs of their own"
+        check(options.engine == "inline" or not self._alone, "sweep.engine", options.engine, takes)
+        return options
 
     def _output(self) -> Output:
         return next((each.output for each in self._trainings.values()), Output())

@@ -46,9 +46,8 @@ def train(job: Training, folder: Path) -> float:
 
     takes = "null without -m: it looks at a whole sweep"
     check(job.sweep.study is None or command_line.is_sweep(), "sweep.study", job.sweep.study, takes)
-    takes = "inline without -m: what is handed out are the batches of a sweep"
-    inline = job.sweep.engine == "inline" or command_line.is_sweep()
-    check(inline, "sweep.engine", job.sweep.engine, takes)
+    takes = "inline without -m and hydra/launcher=batched: what is handed out are the batches of a sweep"
+    check(job.sweep.engine == "inline", "sweep.engine", job.sweep.engine, takes)
     _describe(job)
     value, interrupted = run(job, folder) if job.config.study is None else study(job, folder)
     if interrupted:

@@ -23,6 +23,11 @@ LONG = (
     *("loss.tau=0.1,0.2", "network.depth=3", "target.dimension=40", "seeds=2"),
     *("dynamics.steps=12000", "dynamics.step_size=1e-3", "record.count=300", "sweep.checkpoint_seconds=0.2"),
 )
+#: 200 short jobs, of two programs.
+WIDE = (
+    "loss.tau=" + ",".join(f"{0.01 + number / 1000:.3f}" for number in range(100)),
+    *("network.depth=1,2", "target.dimension=8", "seeds=2", "dynamics.steps=200"),
+)
 
 
 def command(folder: Path, *options: str) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import job
 
-from bwdln import config, engines, sweep
+from bwdln import config, distribution, engines, lanes, sweep
 from bwdln.batching import Detached
 from bwdln.config import Sweep, from_mapping
-from bwdln.engines import base, driver, slurm, status, tasks
+from bwdln.engines import base, driver, processes, slurm, status, tasks
 from bwdln.engines.base import Standing
 from bwdln.engines.ledger import Handed, Ledger
 from bwdln.errors import Failure, InvalidOption
@@ -63,6 +64,9 @@ class Here:
 
     def find(self, label, count):
         return self.labels.get(label, [])
+
+    def reaches(self, name):
+        return True
 
     def cancel(self, names):
         self.cancelled += names
@@ -334,6 +338,21 @@ def test_a_task_of_other_code_is_refused_and_not_repeated(tmp_path, engine):
     assert all("takes the code and the packages that handed it out" in str(each) for each in found.values())
 
 
+def test_a_task_uses_the_cores_it_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv(lanes.CORES, "7")
+    with pytest.raises(InvalidOption):
+        tasks.run(str(tmp_path / "none.json"), cores=1)
+    assert os.environ[lanes.CORES] == "1" and lanes.cores() == 1
+
+
+def test_a_fresh_sweep_takes_no_older_result_for_one_that_failed(tmp_path, engine, inline):
+    engine()
+    assert_as_inline(ran(Store(tmp_path)), inline)
+    engine("die", "run", "die")
+    found = ran(Store(tmp_path), dataclasses.replace(OPTIONS, fresh=True))
+    assert [number for number, outcome in found.items() if isinstance(outcome, Exception)] == [0, 1]
+
+
 def test_a_file_that_is_not_there_names_the_folder(tmp_path):
     with pytest.raises(
         InvalidOption, match=r"hydra.sweep.dir: got .*none.json on .*one that all of them see"
@@ -382,6 +401,9 @@ def test_a_command_killed_as_it_submits_forgets_nothing(tmp_path, engine, inline
 
     def dying(files, label):
         submissions.append(label)
+        # Whoever is killed here writes nothing more.
+        written = json.loads((tmp_path / "ledger.json").read_text())["submitting"]
+        assert list(written[label]) == [file.stem for file in files]
         if killed == "after":
             submit(files, label)
         raise KeyboardInterrupt
@@ -437,7 +459,7 @@ def test_a_submission_without_an_answer_may_have_been_taken(tmp_path, engine, in
 
 def test_a_submission_that_nobody_knows_the_end_of_is_not_repeated(tmp_path, engine, inline):
     """Neither sbatch nor squeue answers for a while: what sbatch took has run meanwhile."""
-    here = engine("die", "run")
+    here = engine("die", "run", "wait")
     submit, find, silent = here.submit, here.find, []
 
     def slow(files, label):
@@ -451,12 +473,33 @@ def test_a_submission_that_nobody_knows_the_end_of_is_not_repeated(tmp_path, eng
         if 0 < len(silent) < 3:
             silent.append(label)
             raise InvalidOption("sweep.engine", "slurm", "slurm when squeue answers")
+        if silent:
+            tasks.run(str(tmp_path / "tasks" / f"{here.handed[2]}.json"))
         return find(label, count)
 
     here.submit, here.find = slow, late
     assert_as_inline(ran(Store(tmp_path)), inline)
     assert len(here.handed) == 3 and len(silent) == 3 and len(set(silent)) == 1
     assert Ledger(tmp_path).submitting == {}
+    assert [task.name for task in Ledger(tmp_path).tasks.values() if task.times == 2] == ["2"]
+
+
+def test_a_submission_without_an_answer_that_ended_leaves_nothing_to_ask_for(tmp_path, engine, inline):
+    here = engine("die", "run", "run")
+    submit = here.submit
+
+    def slow(files, label):
+        names = submit(files, label)
+        if len(here.handed) == 3:
+            raise InvalidOption("sweep.slurm", "nothing", "what sbatch takes (Socket timed out)")
+        return names
+
+    def unanswered(label, count):
+        raise InvalidOption("sweep.engine", "slurm", "slurm when squeue answers")
+
+    here.submit, here.find = slow, unanswered
+    assert_as_inline(ran(Store(tmp_path)), inline)
+    assert len(here.handed) == 3 and Ledger(tmp_path).submitting == {}
 
 
 def test_another_engine_waits_for_a_submission_that_nobody_knows_the_end_of(tmp_path, engine):
@@ -475,6 +518,9 @@ def test_another_engine_waits_for_a_submission_that_nobody_knows_the_end_of(tmp_
     find, here.find = here.find, unanswered
     with pytest.raises(InvalidOption, match=r"sweep.engine: got inline; takes slurm while 2 of"):
         engines.check_free(Sweep(), store)
+    assert [task.state for task in engines.look(tmp_path).tasks] == ["unknown", "unknown"]
+    with pytest.raises(InvalidOption, match=r"--cancel: got .*slurm does not answer.*ledger.json"):
+        engines.cancel(tmp_path)
     here.find = find
     engines.check_free(Sweep(), store)
 
@@ -641,6 +687,9 @@ def test_the_ledger_is_read_as_it_was_written(tmp_path):
     (tmp_path / "ledger.json").write_text("{")
     with pytest.raises(InvalidOption, match=r"hydra.sweep.dir: got .*; takes a folder whose ledger.json can"):
         Ledger(tmp_path)
+    (tmp_path / "ledger.json").write_text("[1]")
+    with pytest.raises(InvalidOption, match=r"takes a folder whose ledger.json can be read"):
+        Ledger(tmp_path)
     (tmp_path / "ledger.json").write_text('{"tasks": {"x": {"name": "7", "of": "another version"}}}')
     with pytest.raises(InvalidOption, match=r"takes a folder whose ledger.json is of this version"):
         Ledger(tmp_path)
@@ -725,7 +774,7 @@ def test_the_words_of_slurm_are_understood(monkeypatch, tmp_path):
         asked.append(command)
         return QUEUE if command[0] == "squeue" else "5|NODE_FAIL|None\n"
 
-    monkeypatch.setattr(slurm, "_asked", answer)
+    monkeypatch.setattr(slurm, "asked", answer)
     names = ["7_0", "7_1", "7_2", "7_3", "8", "9", "5", "4"]
     found = slurm.Slurm(config.Slurm(), tmp_path).standings(names)
     assert [found[name].state for name in names] == ["waiting", "running", *["ended"] * 6]
@@ -735,7 +784,7 @@ def test_the_words_of_slurm_are_understood(monkeypatch, tmp_path):
 
 
 def test_a_slurm_that_does_not_answer_leaves_all_unknown(monkeypatch, tmp_path):
-    monkeypatch.setattr(slurm, "_asked", lambda *command: None)
+    monkeypatch.setattr(slurm, "asked", lambda *command: None)
     assert slurm.Slurm(config.Slurm(), tmp_path).standings(["7_0"]) == {"7_0": Standing("unknown")}
 
 
@@ -771,6 +820,23 @@ def test_cores_asked_for_are_those_of_the_step_too(tmp_path):
         (
             {"engine": "slurm", "slurm": {"time": 60, "signal_delay_s": 900}},
             "sweep.slurm.signal_delay_s: got 900; takes an integer of seconds up to 660",
+        ),
+        (
+            {"engine": "slurm", "slurm": {"additional_parameters": {"job-name": "mine"}}},
+            "sweep.slurm.additional_parameters: got job-name; takes options of sbatch that are neither",
+        ),
+        (
+            {"engine": "slurm", "slurm": {"additional_parameters": {"time": 3}}},
+            "sweep.slurm.additional_parameters: got time; takes options of sbatch that are neither",
+        ),
+        ({"engine": "slurm", "slurm": None}, "sweep.slurm: got None; takes options by name, as slurm.OPTION"),
+        ({"engine": "processes", "processes": 3}, "sweep.processes: got 3; takes options by name"),
+        (
+            {
+                "engine": "distributed",
+                "distributed": {"coordinator_address": "10.0.0.1", "num_processes": 2, "process_id": 0},
+            },
+            "sweep.distributed.coordinator_address: got 10.0.0.1; takes HOST:PORT, with a port from 1 to",
         ),
         ({"engine": "slurm", "slurm": {"nodes": 0}}, "sweep.slurm.nodes: got 0; takes an integer from 1"),
         ({"engine": "slurm", "slurm": {"gpu": 1}}, "sweep.slurm.gpu: got 1; takes one of account, addit"),
@@ -820,11 +886,57 @@ def test_a_folder_named_like_a_library_is_not_taken_for_it(monkeypatch, tmp_path
         base.library("ray", "ray")
 
 
-def test_no_sbatch_is_one_line(monkeypatch):
+def test_no_sbatch_is_one_line(monkeypatch, tmp_path):
     pytest.importorskip("submitit")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(InvalidOption, match=r"sweep.engine: got slurm; takes a machine"):
-        engines.prepared(Sweep(engine="slurm"))
+        engines.check_there(Sweep(engine="slurm"), tmp_path)
+    assert engines.prepared(Sweep(engine="slurm")).engine == "slurm"  # a plan is made anywhere
+
+
+def test_a_slurm_that_does_not_answer_is_said_before_anything_is_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(slurm, "asked", lambda *command: None)
+    with pytest.raises(InvalidOption, match=r"sweep.engine: got slurm; takes a Slurm that answers: sinfo"):
+        engines.check_there(Sweep(engine="slurm"), tmp_path)
+    monkeypatch.setattr(slurm, "asked", lambda *command: "idle")
+    engines.check_there(Sweep(engine="slurm"), tmp_path)
+    with pytest.raises(InvalidOption, match=r"hydra.sweep.dir: got .*; takes a folder without a percent"):
+        engines.check_there(Sweep(engine="slurm"), tmp_path / "50%")
+
+
+def test_a_lost_submission_is_asked_for_by_a_name_that_is_no_list(monkeypatch, tmp_path):
+    command = []
+    monkeypatch.setattr(slurm, "asked", lambda *words: command.append(words) or "12\n12\n")
+    own = slurm.Slurm(config.Slurm(), tmp_path / "tau=0,1 n=2" / "store" / "tasks")
+    assert own.find("ab12", 2) == ["12_0", "12_1"]
+    assert own.find("ab12", 1) == ["12"]
+    assert "--name=bwdln-tau=0_1_n=2-ab12" in command[0]
+    assert own._parameters("ab12")["job_name"] == "bwdln-tau=0_1_n=2-ab12"
+
+
+def test_where_nothing_listens_is_said_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+        assert not distribution.listens(place, 0.1)
+        free.listen()
+        assert distribution.listens(place, 5)
+    assert not distribution.listens("nowhere.invalid:70000", 0.1)
+    with pytest.raises(InvalidOption, match=r"sweep.distributed.coordinator_address: got .*where something"):
+        distribution.initialize(place, 2, 1, patience=1)
+
+
+def test_a_process_of_another_machine_lives_while_it_gives_signs(tmp_path, monkeypatch):
+    own = processes.Processes(config.Processes(), tmp_path)
+    sign = tmp_path / "one.alive.json"
+    assert own.standings(["elsewhere:1"])["elsewhere:1"].state == "ended"
+    sign.write_text(json.dumps({"host": "elsewhere"}))
+    assert own.standings(["elsewhere:1"])["elsewhere:1"].state == "running"
+    assert own.standings(["another:1"])["another:1"].state == "ended"
+    assert not own.reaches("elsewhere:1") and own.reaches(f"{socket.gethostname()}:1")
+    os.utime(sign, (0, 0))
+    assert own.standings(["elsewhere:1"])["elsewhere:1"].state == "ended"
 
 
 def test_tasks_of_ray_cannot_be_left(monkeypatch):

@@ -8,7 +8,7 @@ import signal
 
 import engines
 import pytest
-from engines import LONG
+from engines import LONG, WIDE
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +37,15 @@ def test_tasks_of_ray_equal_them_inline(tmp_path, inline):
     assert (done.returncode, done.stderr) == (0, "")
     assert "engine    ray, 2 tasks" in done.stdout
     engines.assert_equal(inline, tmp_path / "ray")
+
+
+def test_200_jobs_in_tasks_of_ray_equal_them_inline(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert engines.run(here, *WIDE).returncode == 0
+    done = engines.run(there, *WIDE, "sweep.engine=ray", "sweep.tasks=4")
+    assert done.returncode == 0, done.stderr
+    assert "200 of 200 jobs done" in done.stdout
+    engines.assert_equal(here, there)
 
 
 def test_a_worker_that_is_killed_goes_on_where_it_was_saved(tmp_path, inline):
@@ -68,11 +77,14 @@ def test_an_interrupted_command_saves_its_tasks_and_goes_on_from_there(tmp_path,
     engines.assert_equal(inline, folder)
 
 
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
-    done = engines.run(tmp_path / "nowhere", *LONG, *RAY, "sweep.ray.address=auto")
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, address):
+    done = engines.run(tmp_path / "nowhere", *LONG, *RAY, f"sweep.ray.address='{address}'", timeout=60)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("sweep.ray.address: got auto; takes the address of a cluster of Ray, or null")
+    assert line.startswith(
+        f"sweep.ray.address: got {address}; takes the address of a cluster of Ray, or null"
+    )
 
 
 def test_more_than_this_machine_has_is_one_line(tmp_path):

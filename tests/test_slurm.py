@@ -16,7 +16,7 @@ from pathlib import Path
 
 import engines
 import pytest
-from engines import LONG
+from engines import LONG, WIDE
 
 pytestmark = pytest.mark.slow
 
@@ -65,11 +65,9 @@ def jobs_of_slurm(folder):
 
 
 def test_an_array_of_200_jobs_equals_them_inline(tmp_path):
-    taus = ",".join(f"{0.01 + number / 1000:.3f}" for number in range(100))
-    sweep = (f"loss.tau={taus}", "network.depth=1,2", "target.dimension=8", "seeds=2", "dynamics.steps=200")
     here, there = tmp_path / "here", tmp_path / "array-of-200"
-    assert engines.run(here, *sweep).returncode == 0
-    done = engines.run(there, *sweep, "sweep.engine=slurm", "sweep.tasks=4", "sweep.slurm.partition=main")
+    assert engines.run(here, *WIDE).returncode == 0
+    done = engines.run(there, *WIDE, "sweep.engine=slurm", "sweep.tasks=4", "sweep.slurm.partition=main")
     assert done.returncode == 0, done.stderr
     assert "200 of 200 jobs done" in done.stdout
     assert "engine    slurm, 4 tasks" in done.stdout

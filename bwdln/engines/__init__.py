@@ -5,7 +5,7 @@ the very code that runs them inline, into the same store. `driver` hands them ou
 on disk, and `ledger` remembers what was handed out, for whoever comes back.
 """
 
-from bwdln.engines.base import all_processes, prepared
+from bwdln.engines.base import all_processes, check_there, prepared
 from bwdln.engines.driver import begin, check_free, execute, plan
 from bwdln.engines.ledger import Ledger
 from bwdln.engines.status import cancel, look
@@ -17,6 +17,7 @@ __all__ = [
     "begin",
     "cancel",
     "check_free",
+    "check_there",
     "dealt",
     "execute",
     "look",

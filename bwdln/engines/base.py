@@ -65,6 +65,9 @@ class Engine(Protocol):
     def standings(self, names: Sequence[str]) -> dict[str, Standing]:
         """How tasks stand that this or an earlier command handed out."""
 
+    def reaches(self, name: str) -> bool:
+        """Whether `cancel` and `kill` from here would end a task."""
+
     def cancel(self, names: Sequence[str]) -> None:
         """Tell tasks to save what they have and to end; those that ended are no error."""
 
@@ -108,9 +111,6 @@ def prepared(options: Sweep) -> Sweep:
         library("submitit", options.engine)
     if options.engine == "ray":
         library("ray", options.engine)
-    if options.engine == "slurm":
-        takes = "a machine that hands jobs to Slurm: there is no sbatch here; or another engine"
-        check(shutil.which("sbatch") is not None, "sweep.engine", "slurm", takes)
     takes = "null with sweep.engine=ray, whose tasks end with the command"
     check(
         options.engine != "ray" or options.wait_seconds is None,
@@ -123,6 +123,22 @@ def prepared(options: Sweep) -> Sweep:
         return options
     # One a process, so that none of them waits.
     return dataclasses.replace(options, tasks=options.processes.parallel or min(PARALLEL, lanes.cores()))
+
+
+def check_there(options: Sweep, folder: Path) -> None:
+    """Raise `InvalidOption` where the engine of a sweep cannot be handed tasks from here."""
+    if options.engine != "slurm":
+        return
+    takes = "a machine that hands jobs to Slurm: there is no sbatch here; or another engine"
+    check(shutil.which("sbatch") is not None, "sweep.engine", "slurm", takes)
+    from bwdln.engines import slurm
+
+    asked = slurm.asked("sinfo", "--noheader", "--format=%T")
+    check(
+        asked is not None, "sweep.engine", "slurm", "a Slurm that answers: sinfo does not; or another engine"
+    )
+    takes = "a folder without a percent sign, which Slurm takes for a pattern in the paths of logs"
+    check("%" not in str(folder.absolute()), "hydra.sweep.dir", folder, takes)
 
 
 def library(name: str, engine: str) -> Any:

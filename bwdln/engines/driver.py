@@ -128,9 +128,7 @@ def living(record: Ledger, store: Store) -> dict[str, Handed]:
         adopt(record, engine)
         standings = engine.standings([handed.name for handed in record.out().values()])
     except InvalidOption:
-        submitted = itertools.chain.from_iterable(each.items() for each in record.submitting.values())
-        lost = {task: Handed("", lanes) for task, lanes in submitted}
-        return lost | record.out()
+        return record.submitted() | record.out()
     return {name: handed for name, handed in record.out().items() if standings[handed.name].state != "ended"}
 
 
@@ -260,9 +258,13 @@ class _Driver:
         record.save()
         try:
             names = self._engine.submit(list(files.values()), label)
-        except InvalidOption:
+        except InvalidOption as refused:
             # What did not answer in time may have taken them all the same.
-            names = self._engine.find(label, len(lanes))
+            try:
+                names = self._engine.find(label, len(lanes))
+            except InvalidOption as silent:
+                takes = f"{refused.takes}; it is not known whether they were taken: {silent}"
+                raise InvalidOption(refused.option, refused.got, takes) from silent
             if not names:
                 del record.submitting[label]
                 record.save()
@@ -387,6 +389,9 @@ class _Driver:
     def _end(self, out: _Out, state: str) -> None:
         """A task is out no more."""
         del self._out[out.name]
+        for label, lanes in list(self._record.submitting.items()):
+            if lanes.keys() <= {out.name}:  # handed out again without an answer, and all the same it ended
+                del self._record.submitting[label]
         self._lanes_done += self._record.tasks[out.name].lanes
         self._forget(out.name, state)
 

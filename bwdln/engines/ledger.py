@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -70,6 +71,11 @@ class Ledger:
         """The tasks that are waiting or running, or that nobody has looked at since they ended."""
         return {name: task for name, task in self.tasks.items() if task.state == "out"}
 
+    def submitted(self) -> dict[str, Handed]:
+        """The tasks of submissions that nobody has seen the end of, which go by no name yet."""
+        every = itertools.chain.from_iterable(lanes.items() for lanes in self.submitting.values())
+        return {task: Handed("", lanes) for task, lanes in every}
+
     def parts(self) -> list[Config]:
         """The pieces of jobs that were cut, of all that was ever handed out."""
         return [from_mapping(config) for config in _found(self._parts).values()]
@@ -97,13 +103,12 @@ class Ledger:
 def _found(path: Path) -> dict[str, Any]:
     """The content of a file, nothing where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         takes = f"a folder whose {path.name} can be read ({error})"
         raise InvalidOption("hydra.sweep.dir", path.parent.parent, takes) from error
-    return dict(found)
 
 
 def write(path: Path, content: Any) -> None:

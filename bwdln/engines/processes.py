@@ -9,16 +9,20 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bwdln import config, lanes
+from bwdln.engines import ledger
 from bwdln.engines.base import PARALLEL, Standing, importable, library
 from bwdln.engines.jobs import Job
 
 #: Minutes that stand for no limit: submitit needs one.
 ENDLESS = 10 * 365 * 24 * 60
+#: Seconds without a sign of life after which nothing of a sweep runs on another machine.
+SILENCE = 600
 
 
 class Processes:
@@ -53,14 +57,21 @@ class Processes:
     def standings(self, names: Sequence[str]) -> dict[str, Standing]:
         """See `base.Engine`; a task goes by its machine and the number of its process.
 
-        What runs on another machine may do so still: only its signs of life tell.
+        What was started on another machine may run still, as long as anything there gives signs of life.
         """
         for job in self._started:
             job.done()  # takes note of children that ended
         alive = set(map(_name, _controllers(self._folder)))
-        lives = {name: name in alive or not _is_here(name) for name in names}
+        others = _machines(self._folder.parent)
+        lives = {
+            name: name in alive if _is_here(name) else name.rpartition(":")[0] in others for name in names
+        }
         gone = Standing("ended", "its process is gone")
         return {name: Standing("running") if lives[name] else gone for name in names}
+
+    def reaches(self, name: str) -> bool:
+        """See `base.Engine`."""
+        return _is_here(name)
 
     def cancel(self, names: Sequence[str]) -> None:
         """See `base.Engine`; submitit passes it on."""
@@ -100,6 +111,12 @@ def _number(name: str) -> str:
 
 def _is_here(name: str) -> bool:
     return name.rpartition(":")[0] == socket.gethostname()
+
+
+def _machines(folder: Path) -> set[str]:
+    """The machines from which tasks gave signs of life not long ago."""
+    signs = [path for path in folder.glob("*.alive.json") if time.time() - path.stat().st_mtime < SILENCE]
+    return {str((ledger.read(path) or {}).get("host")) for path in signs}
 
 
 def _controllers(folder: Path) -> list[int]:

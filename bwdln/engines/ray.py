@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bwdln import config
+from bwdln import config, distribution
 from bwdln.engines import tasks
 from bwdln.engines.base import Standing, importable, library
 from bwdln.errors import InvalidOption, check
@@ -33,6 +33,7 @@ class Ray:
         """Ray, connected to its cluster, or to one that is started here."""
         if self._ray is None:
             ray = library("ray", "ray")
+            self._check_reachable()
             with importable() as variables, warnings.catch_warnings():
                 # Ray forks, and at once runs another program: that is safe where JAX has threads.
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
@@ -51,6 +52,13 @@ class Ray:
             if self._options.address is None:
                 self._check_room(ray.cluster_resources())
         return self._ray
+
+    def _check_reachable(self) -> None:
+        """Raise `InvalidOption` where nothing listens at the address: Ray would look for it for minutes."""
+        address = self._options.address or ""
+        place = address.removeprefix("ray://")
+        takes = "the address of a cluster of Ray, or null (nothing answers there)"
+        check(":" not in place or distribution.listens(place), "sweep.ray.address", address, takes)
 
     def _check_room(self, present: Mapping[str, float]) -> None:
         """Raise `InvalidOption` for a task that this machine will never have room for."""
@@ -96,6 +104,10 @@ class Ray:
         except Exception as error:  # of Ray, or what the task raised
             return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         return "it left no report"
+
+    def reaches(self, name: str) -> bool:
+        """See `base.Engine`."""
+        return name in self._tasks
 
     def cancel(self, names: Sequence[str]) -> None:
         """See `base.Engine`."""

@@ -57,7 +57,7 @@ class Slurm:
     @functools.cached_property
     def at_once(self) -> int:
         """How many tasks an array may have."""
-        said = re.search(r"MaxArraySize\s*=\s*(\d+)", _asked("scontrol", "show", "config") or "")
+        said = re.search(r"MaxArraySize\s*=\s*(\d+)", asked("scontrol", "show", "config") or "")
         return max(1, int(said[1]) - 1) if said else IN_ARRAY
 
     def submit(self, tasks: Sequence[Path], label: str) -> list[str]:
@@ -76,19 +76,20 @@ class Slurm:
     def find(self, label: str, count: int) -> list[str]:
         """See `base.Engine`; a submission gives its name to its jobs."""
         named = f"--name={self._job_name(label)}"
-        said = _asked("squeue", "--noheader", "--states=all", named, "--format=%F")
+        said = asked("squeue", "--noheader", "--states=all", named, "--format=%F")
         takes = "slurm when squeue answers: a submission may have come through that nobody saw the end of"
         check(said is not None, "sweep.engine", "slurm", takes)
         columns = ["--noheader", "--parsable2", "--allocations", "--format=JobID"]
-        said = said or _asked("sacct", *columns, named)
+        said = said or asked("sacct", *columns, named)
         jobs = sorted({line.strip().partition("_")[0] for line in (said or "").split()})
         if not jobs:
             return []
         return [jobs[0]] if count == 1 else [f"{jobs[0]}_{place}" for place in range(count)]
 
     def _job_name(self, label: str) -> str:
-        """What jobs are called: by the folder of their sweep, and their submission."""
-        return f"bwdln-{self._folder.parent.parent.name}-{label}"
+        """What jobs are called, by folder and submission; squeue would take a comma for a list."""
+        folder = re.sub(r"[^\w.=+-]+", "_", self._folder.parent.parent.name)
+        return f"bwdln-{folder}-{label}"
 
     def _parameters(self, label: str) -> dict[str, Any]:
         """The options in the words of submitit."""
@@ -116,18 +117,22 @@ class Slurm:
         if not jobs:
             return {}
         columns = ["--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", "--format=%i|%T|%r"]
-        queue = _asked("squeue", *columns)
+        queue = asked("squeue", *columns)
         if queue is None:
             return dict.fromkeys(names, Standing("unknown"))
         found = _read(queue)
         if any(name not in found for name in names):
             columns = ["--noheader", "--parsable2", "--allocations", f"--jobs={','.join(jobs)}"]
-            found = _read(_asked("sacct", *columns, "--format=JobID,State,Reason") or "") | found
+            found = _read(asked("sacct", *columns, "--format=JobID,State,Reason") or "") | found
         return {name: found.get(name, Standing("ended", "Slurm knows it no more")) for name in names}
+
+    def reaches(self, name: str) -> bool:
+        """See `base.Engine`."""
+        return True
 
     def cancel(self, names: Sequence[str]) -> None:
         """See `base.Engine`."""
-        if names and _asked("scancel", *names) is None:
+        if names and asked("scancel", *names) is None:
             log.warning("scancel did not end %s", ", ".join(names))
 
     def kill(self, names: Sequence[str]) -> None:
@@ -142,7 +147,7 @@ class Slurm:
         """See `base.Engine`."""
 
 
-def _asked(*command: str) -> str | None:
+def asked(*command: str) -> str | None:
     """What a command of Slurm answers, nothing where it knows none of the jobs; None if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)

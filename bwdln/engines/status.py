@@ -85,12 +85,18 @@ def cancel(folder: Path) -> list[str]:
     store = Store(folder / "store")
     record = Ledger(store.folder)
     engine, standings = _asked(record, store, None)
-    takes = f"tasks that can be asked after: {record.engine} does not answer, or is not installed here"
+    takes = (
+        f"tasks that can be asked after: {record.engine} does not answer, or is not installed here "
+        f"(if they are gone for good, remove {store.folder / 'ledger.json'})"
+    )
     lost = any(standing.state == "unknown" for standing in standings.values())
     check(not lost, "--cancel", folder, takes)
     alive = {task for task, standing in standings.items() if standing.state != "ended"}
     names = [handed.name for task, handed in record.out().items() if task in alive]
-    if names and engine is not None:
+    if engine is not None:
+        elsewhere = [name for name in names if not engine.reaches(name)]
+        takes = f"the machine where they run; from here nothing ends {', '.join(elsewhere)}"
+        check(not elsewhere, "--cancel", folder, takes)
         engine.cancel(names)
     return names
 
@@ -114,6 +120,7 @@ def _asked(record: Ledger, store: Store, command: str | None) -> tuple[Engine | 
         out = record.out()
         said = engine.standings([handed.name for handed in out.values()])
     except InvalidOption:
+        record.tasks |= record.submitted() | record.out()
         return None, dict.fromkeys(record.out(), Standing("unknown"))
     return engine, {name: said[handed.name] for name, handed in out.items()}
 
