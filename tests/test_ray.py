@@ -77,7 +77,7 @@ def test_an_interrupted_command_saves_its_tasks_and_goes_on_from_there(tmp_path,
     engines.assert_equal(inline, folder)
 
 
-@pytest.mark.parametrize("address", ["auto", "127.0.0.1:9", "ray://127.0.0.1:9"])
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path, address):
     done = engines.run(tmp_path / "nowhere", *LONG, *RAY, f"sweep.ray.address='{address}'", timeout=60)
     assert done.returncode == 1

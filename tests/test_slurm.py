@@ -109,11 +109,11 @@ def test_a_task_that_is_cancelled_is_handed_out_again(tmp_path, inline):
 def longer(tmp_path_factory):
     """A sweep that takes minutes, run here."""
     folder = tmp_path_factory.mktemp("longer")
-    assert engines.run(folder, *LONG, LONGER).returncode == 0
+    assert engines.run(folder, *LONG, LONGER, timeout=600).returncode == 0
     return folder
 
 
-LONGER = "dynamics.steps=120000"
+LONGER = "dynamics.steps=300000"
 TOGETHER = ("sweep.engine=slurm", "sweep.tasks=1", "sweep.slurm.ntasks_per_node=2", "sweep.slurm.mem=4000M")
 
 
