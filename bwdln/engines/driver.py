@@ -6,8 +6,6 @@ died. Nothing that lives is handed out twice, be it by an earlier command.
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import logging
 import sys
 import time
@@ -94,7 +92,7 @@ def execute(
 def plan(configs: Mapping[int, Config], options: Sweep, store: Store) -> Plan:
     """What `sweep.plan` makes of configurations, in which what is out elsewhere is found again."""
     record, folder = Ledger(store.folder), store.folder / "tasks"
-    out = [*record.out(), *itertools.chain.from_iterable(record.submitting.values())]
+    out = record.submitted() | record.out()
     pieces = [config for name in out for config in tasks.configs_of(folder / f"{name}.json")]
     return sweep.plan(configs, options, store, [*pieces, *record.parts()])
 
@@ -139,8 +137,7 @@ def adopt(record: Ledger, engine: Engine) -> None:
     """
     for label, lanes in record.submitting.items():
         for (task, count), name in zip(lanes.items(), engine.find(label, len(lanes)), strict=False):
-            before = record.tasks.get(task, Handed("", count, times=0))
-            record.tasks[task] = dataclasses.replace(before, name=name, times=before.times + 1, state="out")
+            record.handed(task, count, name)
     record.submitting = {}
 
 
@@ -270,16 +267,14 @@ class _Driver:
                 record.save()
                 raise
         for task, name in zip(lanes, names, strict=True):
-            times = record.tasks[task].times if task in record.tasks else 0
-            reasons = record.tasks[task].reasons if task in record.tasks else []
-            record.tasks[task] = Handed(name, lanes[task], times + 1, "out", reasons)
+            record.handed(task, lanes[task], name)
         del record.submitting[label]
         record.save()
 
     def _hand_out_again(self, out: _Out) -> None:
         """Hand out a task once more, which goes on behind what it saved."""
         before = self._record.tasks[out.name]
-        adopt(self._record, self._engine)  # of an earlier try without an answer
+        adopt(self._record, self._engine)  # what an earlier try without an answer came to
         if self._record.tasks[out.name].name == before.name:
             self._submit({out.name: before.lanes}, {out.name: tasks.ready(self._folder, out.name)})
         self._out[out.name] = _Out(out.name, out.pieces, out.attempts + 1, time.monotonic())
@@ -363,8 +358,8 @@ class _Driver:
                 if out.gone - out.refused < self._options.silence_seconds:
                     return
                 reason = f"{reason}, and is not taken again: {error}"
-        place, lines = self._engine.log(handed.name), tasks.last_lines(self._engine.log(handed.name), LINES)
-        for line in lines:
+        place = self._engine.log(handed.name)
+        for line in tasks.last_lines(place, LINES):
             print(f"{handed.name}: {line}", file=sys.stderr)
         if place is not None and place.exists():
             seen = f"see {place}"

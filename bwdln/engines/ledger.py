@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ class Ledger:
     def out(self) -> dict[str, Handed]:
         """The tasks that are waiting or running, or that nobody has looked at since they ended."""
         return {name: task for name, task in self.tasks.items() if task.state == "out"}
+
+    def handed(self, task: str, lanes: int, name: str) -> None:
+        """A task was handed out, maybe once more, and goes by this name now."""
+        before = self.tasks.get(task, Handed("", lanes, times=0))
+        self.tasks[task] = replace(before, name=name, times=before.times + 1, state="out")
 
     def submitted(self) -> dict[str, Handed]:
         """The tasks of submissions that nobody has seen the end of, which go by no name yet."""
