@@ -21,7 +21,7 @@ import numpy as np
 
 from bwdln import simulate
 from bwdln.config import Config, from_mapping
-from bwdln.program import program
+from bwdln.program import _program
 
 REPEATS = 5
 
@@ -56,7 +56,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def measure(widths: tuple[int, ...], lanes: int, target_seconds: float) -> tuple[float, float]:
     """Microseconds per step and lane, and the seconds until the first step was done."""
-    program.cache_clear()
+    _program.cache_clear()
     _, running = simulate.begin([simulate.prepare(job(widths, lanes))])
     done = 0
 
