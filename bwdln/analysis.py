@@ -445,6 +445,7 @@ OBJECTIVES = (
     "step",
     "rejected",
     "evaluations",
+    "fallbacks",
 )
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -27,10 +27,11 @@ from bwdln.dynamics.base import Outcome, State
 from bwdln.program import Lane, Program, Static, placed, program
 from bwdln.types import Array, Weights
 
-#: On a CPU a program goes through its lanes one after the other, and as many programs as there are cores run
-#: side by side. More lanes in a program save what a call costs; each core should have so many programs to run
-#: at least, to even out the lanes that take longer. Few sizes, so that few programs are compiled.
-PROGRAMS_PER_CORE = 4
+#: On a CPU a program goes through its lanes one after the other, or in small blocks, and as many programs as
+#: there are cores run side by side. More lanes in a program save what a call costs; each core should have so
+#: many programs to run at least, to even out the lanes that take longer, where they do: on the clock of steps
+#: they do not. Few sizes, so that few programs are compiled.
+PROGRAMS_PER_CORE = {"time": 4, "step": 1}
 SIZES_ON_CPU = (64, 8, 1)
 #: On an accelerator, and over several devices, all lanes go together; when this fraction of them is left,
 #: they move to a program for so many.
@@ -88,7 +89,7 @@ class Lanes:
         lane: Lane,
         weights: Weights,
         precision: str,
-        clock: str,
+        clock: Literal["time", "step"],
         devices: Sequence[jax.Device] | None = None,
         places: int | None = None,
     ) -> None:
@@ -321,16 +322,17 @@ class Lanes:
         """Lanes in a batch when so many still run: few different sizes, or one."""
         devices = len(self.devices)
         if jax.default_backend() == "cpu" and devices == 1:
-            return batch_size_on_cpu(self._places)
+            return batch_size_on_cpu(self._places, self._clock)
         size = self._places
         while size > 1 and running <= -(-size // FEWER):
             size = -(-size // FEWER)
         return -(-size // devices) * devices
 
 
-def batch_size_on_cpu(count: int) -> int:
-    """Lanes in a batch on a CPU, of so many in all."""
-    return next(size for size in SIZES_ON_CPU if size == 1 or size * PROGRAMS_PER_CORE * cores() <= count)
+def batch_size_on_cpu(count: int, clock: Literal["time", "step"]) -> int:
+    """Lanes in a batch on a CPU, of so many in all that go by such a clock."""
+    programs = PROGRAMS_PER_CORE[clock] * cores()
+    return next(size for size in SIZES_ON_CPU if size == 1 or size * programs <= count)
 
 
 class Bytes(NamedTuple):

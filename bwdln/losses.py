@@ -8,30 +8,35 @@ of Σ₀ is the vector r = √λ (docs/theory.md §1); a target without eigenvec
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from bwdln import networks
+from bwdln import networks, polar
 from bwdln.errors import check
-from bwdln.linalg import (
-    bordered,
-    inverse_root_action,
-    nuclear_norm,
-    polar_factor,
-    safe_divide,
-    safe_sqrt,
-    squared_distance,
-)
+from bwdln.linalg import safe_divide, safe_sqrt, squared_distance, squared_norm
+from bwdln.polar import bordered, inverse_root_action, nuclear_norm, polar_factor
 from bwdln.registry import Registry
 from bwdln.targets import Target
 from bwdln.types import Array, Covariance, EndToEnd, Scalar, Spectrum, Weights
 
 #: Name -> function (*, options) -> Loss.
 LOSSES = Registry("loss")
+
+
+class Path(NamedTuple):
+    """The gradients at generators along a path, each from what is known of the last one.
+
+    `start(W, target) -> known`: what to go on with, whatever it is.
+    `gradient(W, target, known) -> (∇L(W), known, anew)`: the gradient as `Loss.gradient` has it, what is
+    known then, and whether it was computed anew, because W was too far from the last one.
+    """
+
+    start: Callable[[EndToEnd, Target], Any]
+    gradient: Callable[[EndToEnd, Target, Any], tuple[EndToEnd, Any, Array]]
 
 
 class Loss(NamedTuple):
@@ -47,6 +52,7 @@ class Loss(NamedTuple):
     `minimizer(target, rank)`: the covariance W Wᵀ that attains it, shape (n, n); it has the
     eigenvectors of the target.
     `perturbation`: the multiple of the identity that the loss adds to W Wᵀ, τ in our notation.
+    `path`: the gradient where W moves little from one to the next, as in descent; None: as anywhere.
     """
 
     value: Callable[[EndToEnd, Target], Scalar]
@@ -56,6 +62,7 @@ class Loss(NamedTuple):
     minimum: Callable[[Target, int], Scalar]
     minimizer: Callable[[Target, int], Covariance]
     perturbation: Scalar = 0.0
+    path: Path | None = None
 
 
 def deep_value(loss: Loss, weights: Weights, target: Target) -> Scalar:
@@ -68,21 +75,62 @@ def layer_gradients(loss: Loss, weights: networks.Packed, target: Target) -> net
     return networks.pull_back(weights, lambda generator: loss.gradient(generator, target))
 
 
+class LayerGradients(NamedTuple):
+    """The gradients of a loss in all layers: those at given weights, or along a path of weights."""
+
+    loss: Loss
+    target: Target
+
+    def __call__(self, weights: networks.Packed) -> networks.Packed:
+        """`layer_gradients` at the weights."""
+        return layer_gradients(self.loss, weights, self.target)
+
+    def start(self, weights: networks.Packed) -> Any:
+        """What `follow` needs to go on from weights; nothing for a loss without a `path`."""
+        if (path := self.loss.path) is None:
+            return ()
+        return networks.pull_back_with(weights, lambda each: (each, path.start(each, self.target)))[1]
+
+    def follow(self, weights: networks.Packed, known: Any) -> tuple[networks.Packed, Any, Array]:
+        """The gradients at weights close to the last ones, what is known then, and whether it is all new."""
+        if (path := self.loss.path) is None:
+            return self(weights), known, jnp.asarray(False)
+
+        def gradient(generator: EndToEnd) -> tuple[EndToEnd, tuple[Any, Array]]:
+            found, after, anew = path.gradient(generator, self.target, known)
+            return found, (after, anew)
+
+        gradients, (after, anew) = networks.pull_back_with(weights, gradient)
+        return gradients, after, anew
+
+
 # --- Bures-Wasserstein ----------------------------------------------------------------------------
 
 
 @LOSSES.register("bures_wasserstein")
-def bures_wasserstein(tau: float = 0.0) -> Loss:
+def bures_wasserstein(
+    tau: float = 0.0, *, kernel: Literal["auto", "exact", "tracked", "products"] = "auto"
+) -> Loss:
     """Squared Bures-Wasserstein distance between W Wᵀ + τ I and Σ₀ (docs/theory.md §2).
 
     `tau` ≥ 0 is the perturbation τ; it may be traced, and 0 is allowed there too. When it is
     the plain number 0 the work shrinks to the k × k problem. At τ = 0 the loss has a kink where
     Σ₀^{1/2} W loses rank; `gradient` is the element of least norm there.
 
+    `kernel` is how gradients are computed, to the same digits (docs/performance.md): `exact`, by a
+    decomposition; `tracked`, along a path by matrix products from the last one (`polar.follow`);
+    `products`, by matrix products alone (`polar.by_products`). A decomposition takes the place of the
+    last two where they are not accurate. `auto` is `tracked` on a CPU, where the decomposition of a
+    single matrix is at hand, and `products` on accelerators, where those of a batch are slow.
+
     Raises `InvalidOption` for a plain number that is negative, infinite or not a number.
     """
     known = isinstance(tau, int | float | np.number)
     check(not known or (tau >= 0 and np.isfinite(tau)), "tau", tau, "a finite number from 0")
+
+    if kernel == "auto":
+        kernel = "tracked" if jax.default_backend() == "cpu" else "products"
+    by_products = kernel == "products"
 
     def shift(like: Array) -> Array | None:
         return None if known and tau == 0 else jnp.asarray(tau, like.dtype)
@@ -92,7 +140,17 @@ def bures_wasserstein(tau: float = 0.0) -> Loss:
 
     def gradient(generator: EndToEnd, target: Target) -> EndToEnd:
         modes = target.to_eigenbasis(generator)
-        return target.from_eigenbasis(_bures_gradient(modes, target.eigenvalues, shift(generator)))
+        found = _bures_gradient(modes, target.eigenvalues, shift(generator), by_products)
+        return target.from_eigenbasis(found)
+
+    def start(generator: EndToEnd, target: Target) -> Any:
+        modes = target.to_eigenbasis(generator)
+        return _bures_start(modes, target.eigenvalues, shift(generator))
+
+    def along(generator: EndToEnd, target: Target, known: Any) -> tuple[EndToEnd, Any, Array]:
+        modes = target.to_eigenbasis(generator)
+        found, known, anew = _bures_along(modes, target.eigenvalues, shift(generator), known)
+        return target.from_eigenbasis(found), known, anew
 
     def gap(generator: EndToEnd, target: Target, rank: int) -> Scalar:
         modes = target.to_eigenbasis(generator)
@@ -105,16 +163,74 @@ def bures_wasserstein(tau: float = 0.0) -> Loss:
         learnt = _leading(target.eigenvalues, rank)
         return _from_spectrum(target, jnp.maximum(learnt - tau, 0))
 
-    return Loss(value, gradient, _both(value, gradient), gap, minimum, minimizer, tau)
+    def both(generator: EndToEnd, target: Target) -> tuple[Scalar, EndToEnd]:
+        modes = target.to_eigenbasis(generator)
+        tau_here = shift(generator)
+        if tau_here is not None and polar.takes_quadrature(*modes.shape):
+            return value(generator, target), gradient(generator, target)
+        found, slope = _bures_both(modes, target.eigenvalues, tau_here, by_products)
+        return found, target.from_eigenbasis(slope)
+
+    path = Path(start, along) if kernel == "tracked" else None
+    return Loss(value, gradient, both, gap, minimum, minimizer, tau, path)
 
 
-def _bures_gradient(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> EndToEnd:
+def _bures_gradient(
+    modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, by_products: bool = False
+) -> EndToEnd:
     """∇L = 2 (W − T W), with the optimal transport map T and T W = R M^{-1/2} R W, M = R Σ_τ R (§2)."""
     root = safe_sqrt(eigenvalues)[:, None]
     overlap = root * modes
-    # At τ = 0 this is the polar factor of R W: a k × k problem.
-    factor = polar_factor(overlap) if tau is None else inverse_root_action(overlap, tau * eigenvalues)
+    if tau is None:  # the polar factor of R W: a k × k problem
+        factor = polar_factor(overlap, by_products)
+    else:
+        factor = inverse_root_action(overlap, tau * eigenvalues, by_products)
     return 2 * (modes - root * factor)
+
+
+def _bures_both(
+    modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, by_products: bool
+) -> tuple[Scalar, EndToEnd]:
+    """The loss and ∇L by one polar factor Q, as ‖[W, √τ I] − R Q‖² + ‖R − Q Qᵀ R‖² and 2 (W − R Q₁) (§9).
+
+    The second square is what a generator of low rank cannot reach, 0 for τ > 0. Nothing cancels.
+    """
+    root, whole = safe_sqrt(eigenvalues)[:, None], modes
+    if tau is not None:
+        whole = jnp.hstack([modes, safe_sqrt(tau) * jnp.eye(len(modes), dtype=modes.dtype)])
+    factor = polar_factor(root * whole, by_products)
+    residual = whole - root * factor
+    missing = jnp.diag(root[:, 0]) - factor @ (factor.T * root[:, 0])
+    return squared_norm(residual) + squared_norm(missing), 2 * residual[:, : modes.shape[1]]
+
+
+def _bures_start(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> polar.Track | tuple[()]:
+    """What `_bures_along` needs to go on from W; nothing where the quadrature is fast as it is."""
+    if tau is not None and polar.takes_quadrature(*modes.shape):
+        return ()
+    return polar.track(*_followed(modes, eigenvalues, tau)[1:])
+
+
+def _bures_along(
+    modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, known: Any
+) -> tuple[EndToEnd, Any, Array]:
+    """`_bures_gradient` from what is known of the last W; see `Path`."""
+    if known == ():
+        return _bures_gradient(modes, eigenvalues, tau), known, jnp.asarray(False)
+    lying, matrix, diagonal = _followed(modes, eigenvalues, tau)
+    factor, known, anew = polar.follow(matrix, known, diagonal)
+    return 2 * (modes - safe_sqrt(eigenvalues)[:, None] * (factor.T if lying else factor)), known, anew
+
+
+def _followed(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> tuple[bool, Array, Array | None]:
+    """What `polar.follow` takes for W: whether R W lies, as (R W)ᵀ, the matrix, and the diagonal below it.
+
+    It lies where it has no more rows than columns: there the directions that a singular target does not
+    have are the same all along the path.
+    """
+    overlap = safe_sqrt(eigenvalues)[:, None] * modes
+    lying = tau is not None or modes.shape[0] <= modes.shape[1]
+    return lying, overlap.T if lying else overlap, None if tau is None else tau * eigenvalues
 
 
 @jax.custom_jvp

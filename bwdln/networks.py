@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from bwdln.config import Network
 from bwdln.errors import check
+from bwdln.linalg import squared_norm
 from bwdln.types import Array, Covariance, EndToEnd, PRNGKey, Weights, Widths
 
 #: Runs of at least this many equal layers are stacked and scanned, so that compile time does not
@@ -210,7 +211,8 @@ def unpack(packed: Packed) -> Weights:
 
 def squared_size(packed: Packed) -> Array:
     """Σ_j ‖W_j‖_F² over all layers."""
-    return jnp.sum(jnp.stack([jnp.sum(block**2) for block in (*packed.below, *packed.above)]))
+    blocks = (*packed.below, *packed.above)
+    return sum(jnp.sum(block**2) if block.ndim == 3 else squared_norm(block) for block in blocks)
 
 
 def _blocks(layers: Sequence[Array]) -> tuple[Array, ...]:
@@ -271,16 +273,23 @@ def pull_back(packed: Packed, gradient: Callable[[EndToEnd], EndToEnd]) -> Packe
     `gradient` is the loss's gradient in function space. Where the bottleneck lies inside, it is
     asked at the reduced generator of shape (n, k), and the n × m product is never formed (§9).
     """
+    return pull_back_with(packed, lambda generator: (gradient(generator), None))[0]
+
+
+def pull_back_with(
+    packed: Packed, gradient: Callable[[EndToEnd], tuple[EndToEnd, Any]]
+) -> tuple[Packed, Any]:
+    """`pull_back` of a gradient that comes with something else, which is returned with the gradients."""
     above, prefixes_above = forward(packed.above)
     below, prefixes_below = forward(packed.below)
     if above is None or below is None:
         blocks = packed.above or packed.below
         prefixes = prefixes_above or prefixes_below
-        gradients = backward(blocks, prefixes, gradient(below if above is None else above))
-        return Packed(gradients, ()) if above is None else Packed((), gradients)
+        inner, other = gradient(below if above is None else above)
+        gradients = backward(blocks, prefixes, inner)
+        return Packed(gradients, ()) if above is None else Packed((), gradients), other
     triangular, orthonormal = _lq(below)
-    inner = gradient(above @ triangular)
-    return Packed(
-        backward(packed.below, prefixes_below, (above.T @ inner) @ orthonormal),
-        backward(packed.above, prefixes_above, inner @ triangular.T),
-    )
+    inner, other = gradient(above @ triangular)
+    gradients_below = backward(packed.below, prefixes_below, (above.T @ inner) @ orthonormal)
+    gradients_above = backward(packed.above, prefixes_above, inner @ triangular.T)
+    return Packed(gradients_below, gradients_above), other

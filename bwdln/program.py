@@ -2,26 +2,28 @@
 
 On an accelerator the lanes of a batch are vmapped. On a CPU a program goes through them one after the
 other: a decomposition of several matrices waits there for threads that may be waiting for another one,
-for ever. Over several devices a batch is cut along its lanes, and each device goes on for itself.
+for ever. Where a step takes none, and all lanes take as many steps, it goes through blocks of them that the
+cache holds. Over several devices a batch is cut along its lanes, and each device goes on for itself.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from bwdln import diagnostics, networks
 from bwdln.dynamics import integrate
 from bwdln.dynamics.base import Dynamics, State
-from bwdln.losses import Loss, layer_gradients
+from bwdln.losses import LayerGradients, Loss
 from bwdln.registry import Choice
 from bwdln.targets import Target
 from bwdln.theory.curvature import curvature
@@ -72,6 +74,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     options = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=options)
 
+
+#: Lanes that a CPU advances together, where it can, and the largest width where that is faster: they share
+#: what it costs to start an operation, and their weights stay in the cache (docs/performance.md).
+BLOCK = 8
+BLOCK_UP_TO = 48
+#: The operations that must not see several matrices on a CPU.
+DECOMPOSITIONS = (
+    *("cholesky", "eig", "eigh", "geqp3", "geqrf", "hessenberg", "householder_product", "lu", "qr"),
+    *("schur", "svd", "triangular_solve", "tridiagonal"),
+)
 
 #: The axis of the devices that the lanes of a batch are cut along.
 LANES = "lanes"
@@ -125,7 +137,7 @@ def _program(static: Static, devices: tuple[jax.Device, ...], one_by_one: bool) 
         target, loss, dynamics = _parts(static, lane)
         seen = integrate.at(dynamics, state, at)
         values = diagnostics.record(seen.weights, target, loss)
-        counts = ("time", "step", "rejected", "evaluations")
+        counts = ("time", "step", "rejected", "evaluations", "fallbacks")
         values |= {name: getattr(seen, name) for name in counts}
         values["gradient_norm"] = dynamics.gradient_norm(seen.weights)
         if static.keep_end_to_end:
@@ -150,27 +162,55 @@ def _program(static: Static, devices: tuple[jax.Device, ...], one_by_one: bool) 
         return lambda *batch: lax.map(lambda lane: function(*lane), batch)
 
     def go_all(lanes: Lane, states: State, until: Array, attempts: Array) -> State:
-        """Attempts at steps: of each lane for itself, or of all of them at a time."""
-        if one_by_one:
+        """Attempts at steps: of all lanes at a time, of blocks of them, or of each lane for itself."""
 
-            def go(lane: Lane, state: State, until: Array) -> State:
-                return integrate.advance(
-                    lambda state: step(lane, state, until),
-                    lambda state: active(lane, state, until),
-                    state,
-                    attempts,
-                )
+        def go(lanes: Lane, states: State, until: Array) -> State:
+            return integrate.advance(
+                lambda states: step_all(lanes, states, until),
+                lambda states: active_all(lanes, states, until),
+                states,
+                attempts,
+            )
 
+        def go_alone(lane: Lane, state: State, until: Array) -> State:
+            return integrate.advance(
+                lambda state: step(lane, state, until),
+                lambda state: active(lane, state, until),
+                state,
+                attempts,
+            )
+
+        if not one_by_one:
+            return go(lanes, states, until)
+        size = block_size(lanes, states, until)
+        if size == 1:
             first = integrate.lanes_first(states)
-            return integrate.lanes_placed(each_lane(go)(lanes, first, until))
+            return integrate.lanes_placed(each_lane(go_alone)(lanes, first, until))
         axes = integrate.lane_axes(states)
-        batched_step = jax.vmap(step, in_axes=(0, axes, 0), out_axes=axes)
-        return integrate.advance(
-            lambda states: batched_step(lanes, states, until),
-            lambda states: active_all(lanes, states, until),
-            states,
-            attempts,
-        )
+
+        def go_block(number: Array, states: State) -> State:
+            def own(leaf: Array, axis: int = 0) -> Array:
+                return lax.dynamic_slice_in_dim(leaf, number * size, size, axis)
+
+            gone = go(jax.tree.map(own, lanes), jax.tree.map(own, states, axes), own(until))
+            put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=number * size)
+            moved: State = jax.tree.map(lambda all, own, axis: put(all, own, axis=axis), states, gone, axes)
+            return moved
+
+        return lax.fori_loop(0, len(until) // size, go_block, states)
+
+    def block_size(lanes: Lane, states: State, until: Array) -> int:
+        """How many lanes a CPU advances together."""
+        clock = _parts(static, jax.tree.map(lambda leaf: leaf[0], lanes))[2].clock
+        if clock != "step" or max(static.widths) > BLOCK_UP_TO or len(until) % BLOCK:
+            return 1
+        together = jax.make_jaxpr(step_all)(lanes, states, until)
+        return 1 if decomposes_several(together.jaxpr) else BLOCK
+
+    def step_all(lanes: Lane, states: State, until: Array) -> State:
+        axes = integrate.lane_axes(states)
+        states = jax.vmap(step, in_axes=(0, axes, 0), out_axes=axes)(lanes, states, until)
+        return states
 
     def active_all(lanes: Lane, states: State, until: Array) -> Array:
         return jax.vmap(active, in_axes=(0, integrate.lane_axes(states), 0))(lanes, states, until)
@@ -225,13 +265,28 @@ def _program(static: Static, devices: tuple[jax.Device, ...], one_by_one: bool) 
     return Program(compiled(init_all), compiled(advance_devices), compiled(finish_all))
 
 
+def decomposes_several(jaxpr: Jaxpr) -> bool:
+    """Whether a decomposition of several matrices at a time is among the operations, at any depth."""
+
+    def inside(parameter: Any) -> Iterator[Jaxpr]:
+        for each in jax.tree.leaves(parameter, is_leaf=lambda leaf: isinstance(leaf, Jaxpr | ClosedJaxpr)):
+            if isinstance(each, Jaxpr | ClosedJaxpr):
+                yield each.jaxpr if isinstance(each, ClosedJaxpr) else each
+
+    return any(
+        (each.primitive.name in DECOMPOSITIONS and len(getattr(each.invars[0].aval, "shape", ())) > 2)
+        or any(map(decomposes_several, inside(list(each.params.values()))))
+        for each in jaxpr.eqns
+    )
+
+
 def _parts(static: Static, lane: Lane) -> tuple[Target, Loss, Dynamics]:
     """The target in its eigenbasis, the loss and the dynamics of one lane, from traced numbers."""
     make_loss, make_dynamics = static.functions
     target = Target(lane.eigenvalues, None)
     loss = make_loss(**dict(static.loss.options), **lane.loss)
     dynamics = make_dynamics(
-        lambda weights: layer_gradients(loss, weights, target),
+        LayerGradients(loss, target),
         lane.depth,
         **dict(static.dynamics.options),
         **lane.dynamics,

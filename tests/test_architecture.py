@@ -20,6 +20,7 @@ LAYERS = (
     {"registry"},
     {"config"},
     {"linalg", "arrays", "fits"},
+    {"polar"},
     {"data"},
     {"targets", "networks"},
     {"initializations"},

@@ -45,7 +45,7 @@ def test_a_lane_is_the_same_however_lanes_are_packed(dynamics, monkeypatch):
     """Lanes end at different records, so batches of 1, 3 and 7 are packed at different times."""
     runs = []
     for width in (1, 3, 7):
-        monkeypatch.setattr(lanes, "batch_size_on_cpu", lambda count, width=width: width)
+        monkeypatch.setattr(lanes, "batch_size_on_cpu", lambda count, clock, width=width: width)
         runs.append(simulate.run(balanced(dynamics=dynamics, record={"count": 20})).dataset)
     assert len(set(runs[0]["step"].values[:, -1])) > 2
     assert set(runs[0]["outcome"].values) == {"converged"}
@@ -76,7 +76,7 @@ def test_lanes_that_ended_leave(monkeypatch, caplog):
     assert seen[0] == (16, 16)
     assert len(set(seen)) > 2
     for running, places in seen:
-        assert places < 4 / 3 * running + 4
+        assert places < 4 / 3 * running + 8
     messages = [record.getMessage() for record in caplog.records]
     compiled = [each for each in messages if "Compiling" in each and "advance_all" in each]
     assert len(compiled) <= 1
@@ -187,7 +187,7 @@ def snapshots_on_the_way(problem):
 @pytest.mark.parametrize("dynamics", ALL, ids=lambda d: d["name"])
 def test_lanes_go_on_from_any_moment_to_the_same_bits(dynamics, width, monkeypatch):
     """Snapshots while threads move batches: some lanes have ended, some are behind the next record."""
-    monkeypatch.setattr(lanes, "batch_size_on_cpu", lambda count: width)
+    monkeypatch.setattr(lanes, "batch_size_on_cpu", lambda count, clock: width)
     monkeypatch.setattr(lanes, "cores", lambda: 4)
     problem = simulate.prepare(balanced(dynamics=dynamics, record={"count": 4}))
     scatter = lanes.Lanes._scatter

@@ -15,7 +15,7 @@ from problems import frobenius as reference_frobenius
 
 from bwdln import losses
 from bwdln.errors import InvalidOption
-from bwdln.linalg import polar_factor
+from bwdln.polar import polar_factor
 from bwdln.registry import Choice
 from bwdln.targets import Target
 

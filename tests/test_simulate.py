@@ -52,7 +52,7 @@ def test_a_run_twice_is_bitwise_equal():
 
 def test_more_lanes_than_a_batch_holds_with_padding(monkeypatch):
     whole = simulate.run(config(seeds=7)).dataset
-    monkeypatch.setattr(lanes, "batch_size_on_cpu", lambda count: 3)
+    monkeypatch.setattr(lanes, "batch_size_on_cpu", lambda count, clock: 3)
     parts = simulate.run(config(seeds=7)).dataset
     assert parts.sizes["seed"] == 7
     for name in ("loss", "weights_1", "final_cosines", "outcome"):

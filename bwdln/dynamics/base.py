@@ -11,7 +11,8 @@ from bwdln.registry import Registry
 from bwdln.types import Array, Scalar
 
 #: Name -> function (gradients, depth, *, options) -> Dynamics. `gradients(weights)` are those of the
-#: loss in the weights given; `depth` is the number of layers N, a real number that may be traced.
+#: loss in the weights given, along a path with its `start` and `follow` (`losses.LayerGradients`);
+#: `depth` is the number of layers N, a real number that may be traced.
 DYNAMICS = Registry("dynamics")
 
 
@@ -42,6 +43,8 @@ class Step(NamedTuple):
     duration: Scalar
     evaluations: Array | int = 1
     accepted: Array | bool = True
+    # The gradients that were computed anew, though there was something to go on from (`losses.Path`).
+    fallbacks: Array | int = 0
     # Whether the lane cannot go on.
     stalled: Array | bool = False
 
@@ -86,11 +89,13 @@ class State(NamedTuple):
     # Where the lane is, and what its method remembers.
     weights: Packed
     memory: Any
-    # How far it has come: flow time covered, steps taken, attempts rejected, gradients evaluated.
+    # How far it has come: flow time covered, steps taken, attempts rejected, gradients evaluated, and how
+    # many of these were computed anew.
     time: Array
     step: Array
     rejected: Array
     evaluations: Array
+    fallbacks: Array
     # The flow time of the first record since when its gap is within a tolerance; −1 if it is not.
     within_since: Array
     # How it stands (an `Outcome`), and the squared size of weights that counts as divergence.

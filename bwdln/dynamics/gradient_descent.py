@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -11,6 +11,7 @@ import optax.contrib
 
 from bwdln.dynamics.base import DYNAMICS, Dynamics, Step
 from bwdln.errors import check
+from bwdln.losses import LayerGradients
 from bwdln.networks import Packed, squared_size
 from bwdln.registry import Choice, Registry
 from bwdln.types import Array, Scalar
@@ -23,9 +24,16 @@ SCHEDULES = Registry("schedule")
 Schedule = Callable[[Array], Scalar]
 
 
+class Memory(NamedTuple):
+    """What descent carries beside the weights: the optimizer's moments, and what follows the gradient."""
+
+    moments: Any
+    path: Any
+
+
 @DYNAMICS.register("gradient_descent")
 def gradient_descent(
-    gradients: Callable[[Packed], Packed],
+    gradients: LayerGradients,
     depth: Scalar,
     *,
     step_size: float,
@@ -38,7 +46,7 @@ def gradient_descent(
 ) -> Dynamics:
     """W_j ← W_j − η ∂L/∂W_j, or what the optimizer makes of these gradients.
 
-    `gradients` are those in the layers, and know the `depth`. `step_size` η may be traced; the
+    `gradients` are those in the layers, which they follow from step to step. `step_size` η may be traced; the
     schedule multiplies it. Flow time advances by the step size of the step, with every optimizer,
     so that descent and flow share an axis.
 
@@ -61,13 +69,20 @@ def gradient_descent(
     def transformation(learning_rate: Scalar) -> optax.GradientTransformation:
         return OPTIMIZERS.build(optimizer, learning_rate)
 
-    def step(weights: Packed, memory: Any, count: Array, going: Array) -> Step:
+    first = transformation(step_size)
+
+    def init(weights: Packed) -> Memory:
+        return Memory(first.init(weights), gradients.start(weights))
+
+    def step(weights: Packed, memory: Memory, count: Array, going: Array) -> Step:
         size = step_size * factor(count)
-        updates, memory = transformation(size).update(gradients(weights), memory, weights)
-        return Step(optax.apply_updates(weights, updates), memory, size)
+        found, path, anew = gradients.follow(weights, memory.path)
+        updates, moments = transformation(size).update(found, memory.moments, weights)
+        weights = optax.apply_updates(weights, updates)
+        return Step(weights, Memory(moments, path), size, fallbacks=anew)
 
     return Dynamics(
-        init=transformation(step_size).init,
+        init=init,
         step=step,
         gradient_norm=lambda weights: jnp.sqrt(squared_size(gradients(weights))),
         end=steps,

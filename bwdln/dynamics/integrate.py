@@ -34,6 +34,7 @@ def start(dynamics: Dynamics, weights: Packed, scale: Scalar) -> State:
         step=_integer(0),
         rejected=_integer(0),
         evaluations=_integer(0),
+        fallbacks=_integer(0),
         within_since=-jnp.ones((), size.dtype),
         outcome=_integer(Outcome.RUNNING),
         limit=DIVERGENCE_FACTOR * (size + scale),
@@ -72,6 +73,7 @@ def step(dynamics: Dynamics, state: State, until: Scalar) -> State:
     diverged = going & ~sound
     return kept._replace(
         evaluations=state.evaluations + jnp.where(going, _integer(attempt.evaluations), 0),
+        fallbacks=state.fallbacks + jnp.where(going, _integer(attempt.fallbacks), 0),
         outcome=jnp.where(diverged, _integer(Outcome.DIVERGED), kept.outcome),
     )
 

@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from bwdln.errors import check
 from bwdln.initializations.base import STARTS, check_positive, from_factors, known, padded
-from bwdln.linalg import polar_factor
 from bwdln.networks import bottleneck
+from bwdln.polar import polar_factor
 from bwdln.targets import Target
 from bwdln.types import Array, PRNGKey, Scalar, Spectrum, Weights, Widths
 
