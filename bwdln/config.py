@@ -124,6 +124,7 @@ class Landscape:
     paths: int = host(12)
     plugins: tuple[str, ...] = host(())
     report: Literal["auto", "never"] = host("auto")
+    programs: str = host("auto")
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed", self.seed, "an integer from 0 to 2^32 - 1")
@@ -305,11 +306,15 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Output:
-    """What a command makes of a result: its figures, its page, and the number that a sweeper optimizes."""
+    """What a command makes of a result: its figures, its page, and the number that a sweeper optimizes.
+
+    `programs` is where compiled programs are kept (`compilation`).
+    """
 
     figures: Literal["auto", "always", "never"] = host("auto")
     report: Literal["auto", "never"] = host("auto")
     objective: str = host("relative_gap")
+    programs: str = host("auto")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ of Σ₀ is the vector r = √λ (docs/theory.md §1); a target without eigenvec
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,14 @@ class LayerGradients(NamedTuple):
 # --- Bures-Wasserstein ----------------------------------------------------------------------------
 
 
+Kernel: TypeAlias = Literal["exact", "tracked", "products"]
+
+
+def automatic_kernel() -> Kernel:
+    """How gradients are computed unless told: see `bures_wasserstein`."""
+    return "tracked" if jax.default_backend() == "cpu" else "products"
+
+
 @LOSSES.register("bures_wasserstein")
 def bures_wasserstein(
     tau: float = 0.0, *, kernel: Literal["auto", "exact", "tracked", "products"] = "auto"
@@ -128,8 +136,7 @@ def bures_wasserstein(
     known = isinstance(tau, int | float | np.number)
     check(not known or (tau >= 0 and np.isfinite(tau)), "tau", tau, "a finite number from 0")
 
-    if kernel == "auto":
-        kernel = "tracked" if jax.default_backend() == "cpu" else "products"
+    kernel = automatic_kernel() if kernel == "auto" else kernel
     by_products = kernel == "products"
 
     def shift(like: Array) -> Array | None:
@@ -200,7 +207,7 @@ def _bures_both(
         whole = jnp.hstack([modes, safe_sqrt(tau) * jnp.eye(len(modes), dtype=modes.dtype)])
     factor = polar_factor(root * whole, by_products)
     residual = whole - root * factor
-    missing = jnp.diag(root[:, 0]) - factor @ (factor.T * root[:, 0])
+    missing = jnp.diag(root[:, 0]) - factor @ (root * factor).T
     return squared_norm(residual) + squared_norm(missing), 2 * residual[:, : modes.shape[1]]
 
 

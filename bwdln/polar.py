@@ -158,7 +158,7 @@ _multiplied = where_accurate(by_products, lambda matrix: decomposed(matrix).fact
 # --- along a path ---------------------------------------------------------------------------------
 
 #: Corrections of the inverse root beyond the one that is always made.
-CORRECTIONS = 6
+CORRECTIONS = 4
 #: How far it may be off before them, as ‖I − QᵀQ‖.
 FAR = 0.1
 

@@ -24,8 +24,8 @@ import threadpoolctl
 import xarray
 from jax import lax
 
+from bwdln import compilation, data, distribution, initializations, networks, results, targets
 from bwdln import config as configuration
-from bwdln import data, distribution, initializations, networks, results, targets
 from bwdln.certification import certified, check_certifiable
 from bwdln.config import Config
 from bwdln.dynamics.base import DYNAMICS, Dynamics, Outcome
@@ -289,13 +289,14 @@ def _check_numbers(group: str, numbers: dict[str, float], precision: str) -> Non
 
 
 def set_up_process() -> None:
-    """What a run needs of the whole process: float64 in JAX, and one thread in LAPACK.
+    """What a run needs of the whole process: float64 in JAX, one thread in LAPACK, compiled programs kept.
 
     XLA already runs the lanes of a batch side by side. Where LAPACK starts threads of its own below
     that, the two wait for each other: on a busy machine decompositions of 64 × 64 matrices then take
     up to 200 times as long.
     """
     jax.config.update("jax_enable_x64", True)
+    compilation.keep_programs()
     _limit_lapack()
 
 

@@ -188,23 +188,27 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def training(options: Mapping[str, Any]) -> Training:
     """The `Training` of composed options; its plugins are imported. Raises `InvalidOption`."""
     given = Training.of(options)
-    return dataclasses.replace(given, config=_set_up(given.config))
+    return dataclasses.replace(given, config=_set_up(given.config, given.output.programs))
 
 
 def landscape(options: Mapping[str, Any]) -> Landscape:
     """The `Landscape` of composed options; its plugins are imported. Raises `InvalidOption`."""
-    return _set_up(from_mapping(options, Landscape))
+    given = from_mapping(options, Landscape)
+    return _set_up(given, given.programs)
 
 
-def _set_up(config: Any) -> Any:
-    """Import plugins, and drop a `tau` of 0 for a loss whose function has no such option.
+def _set_up(config: Any, programs: str) -> Any:
+    """Say where programs are kept, import plugins, and drop a `tau` of 0 for a loss without that option.
 
     All losses have the option in configs/, so that a sweep over losses can sweep over it, too.
     """
     import jax  # late, so that --help is quick
 
+    from bwdln import compilation
     from bwdln.losses import LOSSES
 
+    compilation.choose(programs)
+    compilation.keep_programs()
     jax.config.update("jax_enable_x64", True)  # before a plugin makes its first array
     load_plugins(config.plugins)
     chosen = dict(config.loss.options)

@@ -1,6 +1,7 @@
 """Strict settings for every test: float64, no silent rank promotion, warnings are errors."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from bwdln import figures, simulate
+from bwdln import compilation, figures, losses, simulate
 from experiments import train
 
 simulate.set_up_process()
@@ -20,11 +21,25 @@ settings.register_profile("bwdln", deadline=None, max_examples=40, derandomize=T
 settings.load_profile("bwdln")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--kernel", choices=["exact", "tracked", "products"], help="in place of loss.kernel=auto"
+    )
+
+
 @pytest.fixture(autouse=True, scope="session")
-def compilation_cache(tmp_path_factory):
-    """Programs that many tests share are compiled once in the session."""
+def kernel(request):
+    """Every test holds for every kernel: `pytest --kernel=products`."""
+    if chosen := request.config.getoption("kernel"):
+        losses.automatic_kernel = lambda: chosen
+
+
+@pytest.fixture(autouse=True, scope="session")
+def programs_kept(tmp_path_factory):
+    """Programs that many tests share are compiled once in the session, in processes of their own, too."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    os.environ.setdefault(compilation.VARIABLE, str(tmp_path_factory.getbasetemp().parent / "programs"))
 
 
 #: Mapped regions of a process, of which Linux allows 65,530: every compiled program takes several.

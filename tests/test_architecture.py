@@ -28,7 +28,7 @@ LAYERS = (
     {"dynamics", "diagnostics", "theory"},
     {"results", "analysis", "collection", "comparison", "figures", "report"},
     {"store"},
-    {"certification", "distribution", "program", "record_points"},
+    {"certification", "compilation", "distribution", "program", "record_points"},
     {"lanes"},
     {"simulate"},
     {"sweep"},

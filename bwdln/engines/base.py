@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 
-from bwdln import distribution, lanes, sweep
+from bwdln import compilation, distribution, lanes, sweep
 from bwdln.config import Sweep, plain
 from bwdln.errors import check
 
@@ -176,12 +176,13 @@ def all_processes(options: Sweep) -> Iterator[None]:
 
 @contextlib.contextmanager
 def importable() -> Iterator[dict[str, str]]:
-    """Let processes that are started meanwhile import what this one can; yields the variables that do it."""
+    """Let processes that are started meanwhile import what this one can; yields the variables they need."""
     before = os.environ.get("PYTHONPATH")
     folders = [os.path.abspath(folder or os.getcwd()) for folder in sys.path]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(folders))
     try:
-        yield {"PYTHONPATH": os.environ["PYTHONPATH"]}
+        kept = {name: os.environ[name] for name in (compilation.VARIABLE,) if name in os.environ}
+        yield {"PYTHONPATH": os.environ["PYTHONPATH"], **kept}
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
