@@ -355,7 +355,8 @@ def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> 
     """The bytes of one lane, with so many records, estimated; nothing compiles.
 
     `lane` holds the traced numbers of one lane. With b bytes a number, an n × k generator and P numbers in
-    all layers, the state is P b for descent, 6 P b for flows with their stages. The work is what XLA needs
+    all layers, the state is P b for descent, and 3 k² b where it follows the gradient, n for k where n is
+    smaller or τ > 0; 6 P b for flows with their stages. The work is what XLA needs
     meanwhile, an estimate from above of what it says of its programs: 3 states, b n (16 k + 4 ROWS) for
     decompositions of the generator, with τ > 0 also 8 b n²: the gap then takes one that is n × n. On
     the host are 2 P b and 3 b n k for its start and end, and the records.

@@ -58,7 +58,7 @@ def squared_norm(matrix: Float[Array, "*batch p q"]) -> Float[Array, "*batch"]:
     """‖A‖_F².
 
     The columns are summed first and kept apart, side by side in the registers of a CPU: as one sum, XLA adds
-    number after number there, which takes several times as long (benchmarks/descent.py).
+    number after number there, which takes several times as long.
     """
     return jnp.sum(lax.optimization_barrier(jnp.sum(matrix**2, axis=-2)), axis=-1)
 

@@ -18,7 +18,7 @@ from bwdln.linalg import squared_norm
 from bwdln.types import Array, Covariance, EndToEnd, PRNGKey, Weights, Widths
 
 #: Runs of at least this many equal layers are stacked and scanned, so that compile time does not
-#: grow with depth; shorter ones are unrolled, which runs faster (benchmarks/descent.py).
+#: grow with depth; shorter ones are unrolled, which runs faster (docs/performance.md).
 SCAN_FROM = 12
 
 # --- widths ---------------------------------------------------------------------------------------

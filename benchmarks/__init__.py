@@ -1,0 +1,1 @@
+"""Measurements; each script and the suite say how they are called."""
