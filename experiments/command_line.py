@@ -185,6 +185,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
         raise explain.unresolved(error) from error
 
 
+#: Options of a loss that another loss need not have, while they are as here.
+NEUTRAL = {"tau": 0, "kernel": "auto"}
+
+
 def training(options: Mapping[str, Any]) -> Training:
     """The `Training` of composed options; its plugins are imported. Raises `InvalidOption`."""
     given = Training.of(options)
@@ -198,9 +202,10 @@ def landscape(options: Mapping[str, Any]) -> Landscape:
 
 
 def _set_up(config: Any, programs: str) -> Any:
-    """Say where programs are kept, import plugins, and drop a `tau` of 0 for a loss without that option.
+    """Say where programs are kept, import plugins, and drop what a loss takes for granted (`NEUTRAL`).
 
-    All losses have the option in configs/, so that a sweep over losses can sweep over it, too.
+    All losses have `tau` in configs/, so that a sweep over losses can sweep over it, too; and options of the
+    default loss stay where another one is chosen by its name.
     """
     import jax  # late, so that --help is quick
 
@@ -211,11 +216,12 @@ def _set_up(config: Any, programs: str) -> Any:
     compilation.keep_programs()
     jax.config.update("jax_enable_x64", True)  # before a plugin makes its first array
     load_plugins(config.plugins)
-    chosen = dict(config.loss.options)
-    if "tau" not in chosen or "tau" in LOSSES.options(config.loss.name):
-        return config
-    check(chosen["tau"] == 0, "loss.tau", chosen["tau"], f"only 0 with {config.loss.name}: it has no tau")
-    used = tuple(pair for pair in config.loss.options if pair[0] != "tau")
+    taken = LOSSES.options(config.loss.name)
+    for option, value in config.loss.options:
+        if option in NEUTRAL and option not in taken:
+            takes = f"only {NEUTRAL[option]} with {config.loss.name}: it has no {option}"
+            check(value == NEUTRAL[option], f"loss.{option}", value, takes)
+    used = tuple(pair for pair in config.loss.options if pair[0] in taken or pair[0] not in NEUTRAL)
     return dataclasses.replace(config, loss=Choice(config.loss.name, used))
 
 

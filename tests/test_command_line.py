@@ -120,7 +120,7 @@ def test_documented_options_can_be_given():
     assert dict(config.target.options)["rank"] == 5
     assert config.network == configurations.Network("constant", 4, 8, 7, 3)
     assert dict(config.initialization.options)["scale"] == 0.5
-    assert config.loss == Choice("bures_wasserstein", (("tau", 0.1),))
+    assert config.loss == Choice("bures_wasserstein", (("kernel", "auto"), ("tau", 0.1)))
     assert (dynamics["step_size"], dynamics["steps"], dynamics["gap_tolerance"]) == (1e-3, 50, 1e-9)
     assert (dynamics["optimizer"].name, dynamics["schedule"].name) == ("adam", "cosine")
     assert config.record == configurations.Record(7, "logarithmic")
