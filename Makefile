@@ -5,6 +5,8 @@ PYTHON ?= python3
 # Tests to run; `make test TESTS=` runs the slow ones too, EXTRAS=,ray those of Ray (400 MB).
 TESTS ?= -m "not slow"
 EXTRAS ?=
+# Of `make benchmark`: ARGS=--short compares and times nothing, ARGS='--only descent' is one section.
+ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +14,7 @@ STAMPS := $(VENV)/.installed-
 SOURCES := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: run paper test lint docs clean
+.PHONY: run paper test lint docs benchmark clean
 .DELETE_ON_ERROR:
 
 run: $(STAMPS)data
@@ -41,6 +43,10 @@ lint: $(STAMPS)dev
 docs: $(STAMPS)docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "The site is in site/: open site/index.html, or python -m http.server -d site for its search, too"
+
+# Beside peers, on a machine with nothing else to do: about an hour.
+benchmark: $(STAMPS)benchmarks
+	@$(BIN)/python -m benchmarks.suite $(ARGS)
 
 clean:
 	@rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -72,3 +78,8 @@ $(STAMPS)docs: $(SOURCES) | $(STAMPS)venv
 	@echo "Installing into $(VENV) what the site needs: about a minute, once"
 	@$(INSTALL) '.[docs]'
 	@touch $@
+
+$(STAMPS)benchmarks: $(SOURCES) | $(STAMPS)venv
+	@echo "Installing into $(VENV) the peers to measure against: a few minutes, once"
+	@$(INSTALL) '.[data,benchmarks]'
+	@touch $(STAMPS)data $@

@@ -7,6 +7,7 @@ what a step of descent computes, too.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def drawn(case: Case) -> Drawn:
     depth = case.depth if case.layers else 1
     scale = np.geomspace(1, 0.5, case.n) ** (1 / depth)
     between = [rotations() for _ in range(depth + 1)]
-    layers = [(up * scale) @ down.transpose(0, 2, 1) for down, up in zip(between, between[1:], strict=False)]
+    layers = [(up * scale) @ down.transpose(0, 2, 1) for down, up in itertools.pairwise(between)]
     eigenvalues = np.broadcast_to(np.geomspace(1, 1 / CONDITION, case.n), (case.batch, case.n))
     contiguous = [np.ascontiguousarray(each, case.precision) for each in (*layers, eigenvalues)]
     return Drawn(tuple(contiguous[:-1]), contiguous[-1])

@@ -69,7 +69,7 @@ def _back(layers: Sequence[Any], prefixes: Sequence[Any], cotangent: Any) -> lis
 
 
 class TorchAutograd:
-    """`loss.backward()` and `torch.optim.SGD`, through singular values or through those of the Gram matrix."""
+    """`loss.backward()` and `torch.optim.SGD`, through singular values, or eigenvalues of AᵀA."""
 
     def __init__(self, layers: Sequence[Any], eigenvalues: Any, step_size: float, svd: bool) -> None:
         import torch

@@ -39,7 +39,7 @@ class Case(NamedTuple):
         return f"condition {self.condition:.0e} (target), {self.generator:.0e} (W)"
 
 
-SHORT = (Case(6, 6, 3), Case(6, 6, 3, tau=0.1), Case(6, 2, 3))
+SHORT = (Case(6, 6, 3), Case(6, 2, 3, tau=0.1))
 
 
 def cases() -> Iterator[Case]:

@@ -113,10 +113,14 @@ def timings(works: Sequence[Work], settings: Settings) -> list[Timing]:
 def _warm_up(work: Work, seconds: float) -> None:
     """Call it with growing counts, and find how many units fill a slice."""
     _seconds(work, 1)
-    units, taken = 1, _seconds(work, 1)
-    while taken < seconds / 2:
-        units *= 2
+    units = 1
+    while True:
         taken = _seconds(work, units)
+        if seconds / 2 <= taken < LONGEST * seconds:  # a machine that was busy for once must not stop this
+            taken = min(taken, _seconds(work, units))
+        if taken >= seconds / 2:
+            break
+        units *= 2
     each = taken / units
     most = max(1, int(LONGEST * seconds / each))
     work.units = max(1, math.ceil(seconds / each), min(work.least, most))

@@ -195,9 +195,7 @@ def jitted(function: Callable[..., Any], *arguments: Any) -> Call:
     return lambda: jax.block_until_ready(run(*placed))
 
 
-def _jax_autodiff(
-    pairs: Pairs, value: Callable[[Any, Any, Any], Any], one_by_one: bool = False
-) -> Call:
+def _jax_autodiff(pairs: Pairs, value: Callable[[Any, Any, Any], Any], one_by_one: bool = False) -> Call:
     """A loss of (W, Σ₀, R) of one pair with its gradient, batched by vmap, or pair after pair on a CPU."""
     both = jax.value_and_grad(value)
     batched = jax.vmap(both)

@@ -5,6 +5,7 @@ Steps are timed without records here: with 100,000 lanes a record takes longer t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import resource
@@ -26,8 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def measured(settings: Settings) -> Iterator[Row]:
     """The lines of this section."""
     if settings.short:
-        yield from _descent("lanes", [descent.Case(descent.square(5, 2), count) for count in (1, 3)], settings)
-        yield from _flow([flow.Case(5, depth, 2) for depth in (2, 3)], settings)
+        yield from _descent(
+            "lanes", [descent.Case(descent.square(5, 2), count) for count in (1, 3)], settings
+        )
         yield _memory((8, 24), 5, 2)
         return
     square, case = descent.square, descent.Case
@@ -85,7 +87,7 @@ def _series(
         rows.append(each)
     if settings.short:
         for each in rows:
-            each.seconds = each.minimum = np.nan
+            each.seconds = each.minimum = each.spread = np.nan
         yield from rows
         return
     name = {"lanes": "batch"}.get(against, against)
@@ -116,8 +118,8 @@ def _memory(counts: tuple[int, int], n: int, depth: int) -> Row:
     lane = (peaks[1] - peaks[0]) / (counts[1] - counts[0])
     row = _row("memory", n, depth, n, counts[1])
     row.note = (
-        f"peaks {peaks[0] / 1e6:,.0f} and {peaks[1] / 1e6:,.0f} MB with {counts[0]:,} and {counts[1]:,} lanes: "
-        f"{lane / 1e3:,.0f} kB a lane, estimated {found[0]['estimate'] / 1e3:,.0f} kB"
+        f"peaks {peaks[0] / 1e6:,.0f} and {peaks[1] / 1e6:,.0f} MB with {counts[0]:,} and {counts[1]:,} "
+        f"lanes: {lane / 1e3:,.0f} kB a lane, estimated {found[0]['estimate'] / 1e3:,.0f} kB"
     )
     return row
 
@@ -130,9 +132,15 @@ def worker(n: int, depth: int, count: int) -> None:
     ours.running.finish()
     problem = simulate.prepare(config)
     needed = bytes_per_lane(problem.static, problem.lane, config.precision, records=1)
+    print(json.dumps({"peak": _peak(), "estimate": needed.state + needed.work + needed.host}))
+
+
+def _peak() -> int:
+    """The bytes this process held at most; `getrusage` counts those of the one that started it, too."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as lines:
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"peak": peak, "estimate": needed.state + needed.work + needed.host}))
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":
