@@ -1,8 +1,8 @@
 """Many lanes on whatever devices there are: lanes per second, and memory.
 
-Usage: python benchmarks/lanes.py [--lanes N] [--devices D] [--repeats 3] [--precision float64]
+Usage: python benchmarks/lanes.py [--lanes N] [--dimension 20] [--devices D] [--repeats 3] [--precision float64]
 
-n = 20, depth 3: 1,000 steps of gradient descent, and the end-to-end flow to time 20; ten records. By
+Depth 3: 1,000 steps of gradient descent, and the end-to-end flow to time 20; ten records. By
 default 100,000 lanes on an accelerator, 2,000 on a CPU, whose lanes go one after the other. The first run
 compiles and is told apart; then the median of the repeats.
 """
@@ -30,10 +30,10 @@ DYNAMICS = {
 }
 
 
-def config(dynamics: dict[str, object], lanes: int, precision: str) -> Config:
+def config(dynamics: dict[str, object], lanes: int, dimension: int, precision: str) -> Config:
     return from_mapping(
         {
-            "target": {"name": "zipf", "dimension": 20},
+            "target": {"name": "zipf", "dimension": dimension},
             "network": {"depth": 3},
             "initialization": {"name": "xavier_normal", "balanced": True},
             "loss": {"name": "bures_wasserstein", "tau": 0.01},
@@ -59,6 +59,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lanes", type=int)
+    parser.add_argument("--dimension", type=int, default=20)
     parser.add_argument("--devices", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", default="float64")
@@ -69,7 +70,7 @@ def main() -> None:
         seconds = []
         for _ in range(given.repeats + 1):
             began = time.perf_counter()
-            planned = sweep.plan({0: config(dynamics, lanes, given.precision)}, options)
+            planned = sweep.plan({0: config(dynamics, lanes, given.dimension, given.precision)}, options)
             (done,) = sweep.execute(planned, options)
             if isinstance(done.outcome, Exception):
                 raise done.outcome
@@ -77,7 +78,7 @@ def main() -> None:
         first, median = seconds[0], statistics.median(seconds[1:])
         devices = f"{len(planned.devices)} x {planned.devices[0].device_kind}"
         print(
-            f"{name}, {given.precision}, {devices}: {lanes:,} lanes in {len(planned.batches)} batches, "
+            f"{name}, n = {given.dimension}, {given.precision}, {devices}: {lanes:,} lanes in {len(planned.batches)} batches, "
             f"{median:.1f} s (the first {first:.1f} s), {lanes / median:,.0f} lanes a second; {memory()}"
         )
 

@@ -25,9 +25,7 @@ ALL_SCHEDULES = sorted(gradient_descent.SCHEDULES)
 
 
 def dynamics_for(loss, sigma, **options):
-    return gradient_descent.gradient_descent(
-        lambda weights: losses.layer_gradients(loss, weights, sigma), 1.0, **options
-    )
+    return gradient_descent.gradient_descent(losses.LayerGradients(loss, sigma), 1.0, **options)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -338,7 +338,7 @@ def test_descent_of_real_layers(name, tau):
     start = STARTS["aligned"](jax.random.key(0), (5, 3, 4, 4), sigma, scale=0.2)
     counts, size = np.array([0, 1, 10, 100, 400]), 0.02
     dynamics = DYNAMICS["gradient_descent"](
-        lambda packed: losses.layer_gradients(loss, packed, sigma), 3, step_size=size, steps=10**6
+        losses.LayerGradients(loss, sigma), 3, step_size=size, steps=10**6
     )
 
     @jax.jit

@@ -33,7 +33,7 @@ class Memory(NamedTuple):
 
 @DYNAMICS.register("gradient_descent")
 def gradient_descent(
-    gradients: LayerGradients,
+    gradients: Callable[[Packed], Packed],
     depth: Scalar,
     *,
     step_size: float,
@@ -46,7 +46,7 @@ def gradient_descent(
 ) -> Dynamics:
     """W_j ← W_j − η ∂L/∂W_j, or what the optimizer makes of these gradients.
 
-    `gradients` are those in the layers, which they follow from step to step. `step_size` η may be traced; the
+    `gradients` are those in the layers; `LayerGradients` are followed from step to step. `step_size` η may be traced; the
     schedule multiplies it. Flow time advances by the step size of the step, with every optimizer,
     so that descent and flow share an axis.
 
@@ -70,16 +70,17 @@ def gradient_descent(
         return OPTIMIZERS.build(optimizer, learning_rate)
 
     first = transformation(step_size)
+    path = gradients if isinstance(gradients, LayerGradients) else None
 
     def init(weights: Packed) -> Memory:
-        return Memory(first.init(weights), gradients.start(weights))
+        return Memory(first.init(weights), path.start(weights) if path else ())
 
     def step(weights: Packed, memory: Memory, count: Array, going: Array) -> Step:
         size = step_size * factor(count)
-        found, path, anew = gradients.follow(weights, memory.path)
+        found, known, anew = path.follow(weights, memory.path) if path else (gradients(weights), (), 0)
         updates, moments = transformation(size).update(found, memory.moments, weights)
         weights = optax.apply_updates(weights, updates)
-        return Step(weights, Memory(moments, path), size, fallbacks=anew)
+        return Step(weights, Memory(moments, known), size, fallbacks=anew)
 
     return Dynamics(
         init=init,
