@@ -1,6 +1,7 @@
 """Many lanes on whatever devices there are: lanes per second, and memory.
 
-Usage: python benchmarks/lanes.py [--lanes N] [--dimension 20] [--devices D] [--repeats 3] [--precision float64]
+Usage: python benchmarks/lanes.py [--lanes N] [--dimension 20] [--devices D] [--repeats 3]
+           [--precision float64]
 
 Depth 3: 1,000 steps of gradient descent, and the end-to-end flow to time 20; ten records. By
 default 100,000 lanes on an accelerator, 2,000 on a CPU, whose lanes go one after the other. The first run
@@ -77,8 +78,9 @@ def main() -> None:
             seconds.append(time.perf_counter() - began)
         first, median = seconds[0], statistics.median(seconds[1:])
         devices = f"{len(planned.devices)} x {planned.devices[0].device_kind}"
+        what = f"{name}, n = {given.dimension}, {given.precision}, {devices}"
         print(
-            f"{name}, n = {given.dimension}, {given.precision}, {devices}: {lanes:,} lanes in {len(planned.batches)} batches, "
+            f"{what}: {lanes:,} lanes in {len(planned.batches)} batches, "
             f"{median:.1f} s (the first {first:.1f} s), {lanes / median:,.0f} lanes a second; {memory()}"
         )
 
