@@ -1,7 +1,7 @@
 """Seconds per step and lane of gradient descent: products, gradients of all layers, and the update.
 
-Ours is timed as `experiments.train` runs it, by `Lanes.advance`, which ends with a record; so many steps are
-taken at a time that it does not show. Loops of others have one lane, where they can many.
+Ours is timed by the programs that `experiments.train` runs, side by side as there, without records, which the
+loops of others do not have either. These have one lane, where they can many.
 """
 
 from __future__ import annotations
@@ -183,8 +183,7 @@ def _of_case(case: Case, settings: Settings) -> Iterator[Row]:
         row.error = measure.relative(ours.generators(), expected)
         rows.append(row)
         if not settings.short:
-            work = Work(Ours(job(case, kernel=kernel)).advance, least=2000 if case.shape[0] <= 20 else 50)
-            works.append((work, case.lanes))
+            works.append((Work(Ours(job(case, kernel=kernel)).advance_only, least=20), case.lanes))
     for peer in peers(case):
         own = layers if peer.batched else [layer[0] for layer in layers]
         lanes_here = case.lanes if peer.batched else 1
