@@ -1,7 +1,9 @@
 """Compiled programs are kept in a folder, so that a later process need not compile them again.
 
 It is JAX's persistent cache, under the folder that the system has for caches of the user. Where JAX is told
-by its own options where to keep them, or not to, that holds.
+by its own options where to keep them, or not to, that holds, unless the option or variable here says more. A
+file that was damaged, by a full disk or a kill, costs the time of compiling and a warning of JAX that names
+it; remove it, or the folder.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import logging
 import os
 import platform
 import sys
-import warnings
 from pathlib import Path
 
 import jax
@@ -29,33 +30,45 @@ MOST_BYTES = 2**30
 
 
 def choose(programs: str) -> None:
-    """Keep programs of this process and of those it starts in a folder, or `never`; `auto`: as it is.
+    """Say where programs are kept, of this process before it compiles any, and of those that it starts.
 
-    Raises `InvalidOption` for an empty text.
+    `programs` is a folder, `never`, or `auto`: as the variable says, or else in the user's cache.
+
+    Raises `InvalidOption` for an empty text, or a folder that cannot be written to.
     """
-    check(programs.strip() != "", "programs", repr(programs), "auto, never or a folder")
-    if programs != "auto":
-        os.environ[VARIABLE] = (
-            programs if programs == "never" else os.path.abspath(os.path.expanduser(programs))
-        )
+    takes = "auto, never or a folder that can be written to"
+    check(programs.strip() != "", "programs", repr(programs), takes)
+    if programs not in ("auto", "never"):
+        folder = os.path.abspath(os.path.expanduser(programs))
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+        check(os.path.isdir(folder) and os.access(folder, os.W_OK), "programs", programs, takes)
+        os.environ[VARIABLE] = folder
+    elif programs == "never":
+        os.environ[VARIABLE] = programs
+    keep_programs()
+
+
+def keep_programs() -> None:
+    """Let JAX keep what it compiles from now on, where it is said; a folder that cannot be made is none."""
+    _keep(os.environ.get(VARIABLE) or "auto")
 
 
 @functools.cache
-def keep_programs() -> None:
-    """Let JAX keep what it compiles from now on; a folder that cannot be written to is none."""
-    chosen = os.environ.get(VARIABLE) or "auto"
+def _keep(chosen: str) -> None:
+    if chosen == "never":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
     known = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if chosen == "never" or known or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+    if chosen == "auto" and (known or not jax.config.jax_enable_compilation_cache):  # type: ignore[attr-defined]
         return
     folder = (_user_cache() if chosen == "auto" else Path(chosen).expanduser()) / _machine()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _prune(folder)
     except OSError as error:
-        log.info("compiled programs are not kept: %s", error)
+        log.warning("compiled programs are not kept: %s", error)
         return
-    # A program whose file is damaged, by a full disk or a kill, is compiled again, as if there were none.
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
@@ -69,7 +82,6 @@ def _user_cache() -> Path:
     return base / "bwdln" / "programs"
 
 
-@functools.cache
 def _machine() -> str:
     """A name of this kind of machine: a program for one CPU may not run on another, and homes are shared."""
     flags = ""
@@ -79,11 +91,18 @@ def _machine() -> str:
 
 
 def _prune(folder: Path) -> None:
-    """Remove the oldest files of a folder that has become too large."""
-    files = sorted((file.stat().st_mtime, file.stat().st_size, file) for file in folder.iterdir())
+    """Remove the files that were written first from a folder that has become too large.
+
+    JAX can remove those that were used least recently, but with a lock that every reading waits for.
+    """
+    files = []
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process removes files, too
+            found = file.stat()
+            files.append((found.st_mtime, found.st_size, file))
     left = sum(size for _, size, _ in files)
     enough = left if left <= MOST_BYTES else MOST_BYTES // 2
-    for _, size, file in files:
+    for _, size, file in sorted(files):
         if left <= enough:
             break
         file.unlink(missing_ok=True)

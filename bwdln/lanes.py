@@ -171,8 +171,11 @@ class Lanes:
             arrays[f"record_{name}"] = np.stack([record[name] for record in self.records])
         return arrays
 
-    def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
-        """Go on where a snapshot of the same lanes was made, maybe by another process."""
+    def restore(self, snapshot: Mapping[str, np.ndarray]) -> bool:
+        """Go on where a snapshot of the same lanes was made, maybe by another process.
+
+        Returns whether it could: on other devices other things may be carried from step to step.
+        """
 
         def named(prefix: str) -> dict[str, np.ndarray]:
             return {
@@ -181,10 +184,11 @@ class Lanes:
                 if name.startswith(prefix)
             }
 
-        states = jax.tree.unflatten(
-            jax.tree.structure(self.batches[0].state),
-            [snapshot[f"state_{index}"] for index in range(len(named("state_")))],
-        )
+        leaves = [snapshot[f"state_{index}"] for index in range(len(named("state_")))]
+        now = self.batches[0].state
+        if len(jax.tree.leaves(now)) != len(leaves):
+            return False
+        states = jax.tree.unflatten(jax.tree.structure(now), leaves)
         self._latest, self._final = named("latest_"), named("final_")
         stacked = named("record_")
         count = len(next(iter(stacked.values()))) if stacked else 0
@@ -194,6 +198,7 @@ class Lanes:
         size = -(-members.shape[1] // len(self.devices)) * len(self.devices)
         flat = members.reshape(-1)
         self.batches = self._cut_batches(states, flat, np.arange(flat.size), size)
+        return True
 
     def advance(self, until: np.ndarray, pause: Callable[[], None] = lambda: None) -> None:
         """Bring every running lane to its `until` on the clock, (lanes,), and look at it there.

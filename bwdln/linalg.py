@@ -120,6 +120,16 @@ def where_accurate(
     return evaluate
 
 
+def select_members(members: Array, taken: Tree, otherwise: Tree) -> Tree:
+    """`taken` for those members of a batch, `otherwise` for the others, leaf by leaf."""
+
+    def chosen(value: Array, other: Array) -> Array:
+        return jnp.where(members.reshape(members.shape + (1,) * (value.ndim - members.ndim)), value, other)
+
+    result: Tree = jax.tree.map(chosen, taken, otherwise)
+    return result
+
+
 def _replaced(
     exact: Callable[..., Tree], arguments: tuple[Array, ...], values: Tree, accurate: Array
 ) -> Tree:
@@ -127,13 +137,7 @@ def _replaced(
     if accurate.ndim == 0:
         return exact(*arguments)
     if jax.default_backend() != "cpu":
-
-        def chosen(value: Array, other: Array) -> Array:
-            return jnp.where(
-                accurate.reshape(accurate.shape + (1,) * (value.ndim - accurate.ndim)), value, other
-            )
-
-        return jax.tree.map(chosen, values, exact(*arguments))
+        return select_members(accurate, values, exact(*arguments))
 
     def member(fine: Array, value: Tree, own: tuple[Array, ...]) -> Tree:
         result: Tree = lax.cond(fine, lambda: value, lambda: exact(*own))

@@ -107,7 +107,7 @@ class LayerGradients(NamedTuple):
 # --- Bures-Wasserstein ----------------------------------------------------------------------------
 
 
-Kernel: TypeAlias = Literal["exact", "tracked", "products"]
+Kernel: TypeAlias = Literal["auto", "exact", "tracked", "products"]
 
 
 def automatic_kernel() -> Kernel:
@@ -116,9 +116,7 @@ def automatic_kernel() -> Kernel:
 
 
 @LOSSES.register("bures_wasserstein")
-def bures_wasserstein(
-    tau: float = 0.0, *, kernel: Literal["auto", "exact", "tracked", "products"] = "auto"
-) -> Loss:
+def bures_wasserstein(tau: float = 0.0, *, kernel: Kernel = "auto") -> Loss:
     """Squared Bures-Wasserstein distance between W Wᵀ + τ I and Σ₀ (docs/theory.md §2).
 
     `tau` ≥ 0 is the perturbation τ; it may be traced, and 0 is allowed there too. When it is
@@ -133,14 +131,15 @@ def bures_wasserstein(
 
     Raises `InvalidOption` for a plain number that is negative, infinite or not a number.
     """
-    known = isinstance(tau, int | float | np.number)
-    check(not known or (tau >= 0 and np.isfinite(tau)), "tau", tau, "a finite number from 0")
+    plain = isinstance(tau, int | float | np.number)
+    check(not plain or (tau >= 0 and np.isfinite(tau)), "tau", tau, "a finite number from 0")
 
     kernel = automatic_kernel() if kernel == "auto" else kernel
+    check(kernel in ("exact", "tracked", "products"), "kernel", kernel, "auto, exact, tracked or products")
     by_products = kernel == "products"
 
     def shift(like: Array) -> Array | None:
-        return None if known and tau == 0 else jnp.asarray(tau, like.dtype)
+        return None if plain and tau == 0 else jnp.asarray(tau, like.dtype)
 
     def value(generator: EndToEnd, target: Target) -> Scalar:
         return _bures_value(target.to_eigenbasis(generator), target.eigenvalues, shift(generator))
@@ -152,11 +151,11 @@ def bures_wasserstein(
 
     def start(generator: EndToEnd, target: Target) -> Any:
         modes = target.to_eigenbasis(generator)
-        return _bures_start(modes, target.eigenvalues, shift(generator))
+        return () if by_products else _bures_start(modes, target.eigenvalues, shift(generator))
 
     def along(generator: EndToEnd, target: Target, known: Any) -> tuple[EndToEnd, Any, Array]:
         modes = target.to_eigenbasis(generator)
-        found, known, anew = _bures_along(modes, target.eigenvalues, shift(generator), known)
+        found, known, anew = _bures_along(modes, target.eigenvalues, shift(generator), known, by_products)
         return target.from_eigenbasis(found), known, anew
 
     def gap(generator: EndToEnd, target: Target, rank: int) -> Scalar:
@@ -178,7 +177,7 @@ def bures_wasserstein(
         found, slope = _bures_both(modes, target.eigenvalues, tau_here, by_products)
         return found, target.from_eigenbasis(slope)
 
-    path = Path(start, along) if kernel == "tracked" else None
+    path = None if kernel == "exact" else Path(start, along)
     return Loss(value, gradient, both, gap, minimum, minimizer, tau, path)
 
 
@@ -200,7 +199,8 @@ def _bures_both(
 ) -> tuple[Scalar, EndToEnd]:
     """The loss and ∇L by one polar factor Q, as ‖[W, √τ I] − R Q‖² + ‖R − Q Qᵀ R‖² and 2 (W − R Q₁) (§9).
 
-    The second square is what a generator of low rank cannot reach, 0 for τ > 0. Nothing cancels.
+    The second square is what a generator of low rank cannot reach, 0 for τ > 0. Nothing cancels, but what
+    counts as zero in Q adds nothing to the first square.
     """
     root, whole = safe_sqrt(eigenvalues)[:, None], modes
     if tau is not None:
@@ -219,25 +219,30 @@ def _bures_start(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> p
 
 
 def _bures_along(
-    modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, known: Any
+    modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, known: Any, by_products: bool
 ) -> tuple[EndToEnd, Any, Array]:
-    """`_bures_gradient` from what is known of the last W; see `Path`."""
-    if known == ():
+    """`_bures_gradient` from what is known of the last W, or by products, which need nothing; see `Path`."""
+    if tau is not None and polar.takes_quadrature(*modes.shape):
         return _bures_gradient(modes, eigenvalues, tau), known, jnp.asarray(False)
-    lying, matrix, diagonal = _followed(modes, eigenvalues, tau)
-    factor, known, anew = polar.follow(matrix, known, diagonal)
-    return 2 * (modes - safe_sqrt(eigenvalues)[:, None] * (factor.T if lying else factor)), known, anew
+    transposed, matrix, diagonal = _followed(modes, eigenvalues, tau)
+    if by_products:
+        whole = matrix if diagonal is None else bordered(matrix.T, diagonal).T
+        factor, anew = polar.multiplied(whole)
+        factor = factor[: len(matrix)]
+    else:
+        factor, known, anew = polar.follow(matrix, known, diagonal)
+    return 2 * (modes - safe_sqrt(eigenvalues)[:, None] * (factor.T if transposed else factor)), known, anew
 
 
 def _followed(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> tuple[bool, Array, Array | None]:
-    """What `polar.follow` takes for W: whether R W lies, as (R W)ᵀ, the matrix, and the diagonal below it.
+    """What `polar.follow` takes for W: whether R W is transposed, it, and the diagonal below it.
 
-    It lies where it has no more rows than columns: there the directions that a singular target does not
-    have are the same all along the path.
+    It is transposed where it has no more rows than columns: there the directions that a singular target
+    does not have are the same all along the path.
     """
     overlap = safe_sqrt(eigenvalues)[:, None] * modes
-    lying = tau is not None or modes.shape[0] <= modes.shape[1]
-    return lying, overlap.T if lying else overlap, None if tau is None else tau * eigenvalues
+    transposed = tau is not None or modes.shape[0] <= modes.shape[1]
+    return transposed, overlap.T if transposed else overlap, None if tau is None else tau * eigenvalues
 
 
 @jax.custom_jvp

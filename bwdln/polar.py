@@ -16,7 +16,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
-from bwdln.linalg import safe_divide, safe_sqrt, significant, squared_norm, where_accurate
+from bwdln.linalg import (
+    rank_threshold,
+    safe_divide,
+    safe_sqrt,
+    select_members,
+    significant,
+    squared_norm,
+    where_accurate,
+)
 from bwdln.types import Array, Scalar
 
 #: A fast route is accurate where what is left of its error is at most so many units of rounding.
@@ -50,9 +58,11 @@ def _polar_factor(
     matrix: Float[Array, "*batch p q"], by_products: bool = False
 ) -> Float[Array, "*batch p q"]:
     """`polar_factor` of a batch."""
+    if by_products:
+        return multiplied(matrix)[0]
     if matrix.shape[-2] < matrix.shape[-1]:
-        return _polar_factor(matrix.mT, by_products).mT
-    return _multiplied(matrix) if by_products else decomposed(matrix).factor
+        return decomposed(matrix.mT).factor.mT
+    return decomposed(matrix).factor
 
 
 class Decomposed(NamedTuple):
@@ -129,22 +139,27 @@ def _nuclear_norm_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Ar
 # --- by matrix products alone ---------------------------------------------------------------------
 
 
+#: The largest scale of a step: beyond it singular values near 1 become so small that rounding tells [9].
+LARGEST_SCALE = 1.69770248526
+
+
 def by_products(matrix: Float[Array, "*batch p q"]) -> tuple[Array, Array]:
     """The polar factor for p ≥ q by scaled Newton-Schulz steps, and whether it is accurate.
 
     X ← X (3 I − α² XᵀX) α / 2 moves every singular value towards 1 and leaves the singular vectors. With α
-    from a lower bound ℓ of them it is the cubic that brings the interval [ℓ, 1] closest to 1 (§9); the bound
-    then follows from the last one, so that the steps are the same for all members.
+    from a lower bound ℓ of them it is the cubic that brings the interval [ℓ, 1] closest to 1, but no larger
+    than `LARGEST_SCALE` (§9); the bound then follows from the last one, so that the steps are the same for
+    all members.
     """
     eps = float(jnp.finfo(matrix.dtype).eps)
     absolute = jnp.abs(matrix)
-    # ‖A‖² ≤ ‖A‖₁ ‖A‖_∞, within a factor of √q, which the bound ℓ takes in.
-    largest = jnp.max(jnp.sum(absolute, axis=-1), axis=-1) * jnp.max(jnp.sum(absolute, axis=-2), axis=-1)
-    current = safe_divide(matrix, jnp.sqrt(largest)[..., None, None])
+    # ‖A‖² ≤ ‖A‖₁ ‖A‖_∞ ≤ √(p q) ‖A‖²: the bound ℓ takes that in.
+    sums = (jnp.sqrt(jnp.max(jnp.sum(absolute, axis=axis), axis=-1))[..., None, None] for axis in (-1, -2))
+    current = safe_divide(matrix, math.prod(sums))
     identity = _identities(matrix.shape[-1], matrix)
-    lower = 1 / (largest_condition(matrix.dtype) * math.sqrt(matrix.shape[-1]))
+    lower = 1 / (largest_condition(matrix.dtype) * math.prod(matrix.shape[-2:]) ** 0.25)
     while 1 - lower > eps:
-        scale = math.sqrt(3 / (1 + lower + lower**2))
+        scale = min(math.sqrt(3 / (1 + lower + lower**2)), LARGEST_SCALE)
         lower = scale * lower * (3 - (scale * lower) ** 2) / 2
         current = current @ ((1.5 * scale) * identity - (0.5 * scale**3) * (current.mT @ current))
     error = identity - current.mT @ current
@@ -152,7 +167,25 @@ def by_products(matrix: Float[Array, "*batch p q"]) -> tuple[Array, Array]:
     return refined, jnp.max(jnp.abs(error), axis=(-2, -1)) <= ROUNDINGS * eps
 
 
-_multiplied = where_accurate(by_products, lambda matrix: decomposed(matrix).factor)
+def _counted(matrix: Float[Array, "*batch p q"]) -> tuple[tuple[Array, Array], Array]:
+    factor, accurate = by_products(matrix)
+    return (factor, jnp.zeros_like(accurate)), accurate
+
+
+def _decomposed(matrix: Float[Array, "*batch p q"]) -> tuple[Array, Array]:
+    return decomposed(matrix).factor, jnp.ones(matrix.shape[:-2], bool)
+
+
+_multiplied = where_accurate(_counted, _decomposed)
+
+
+def multiplied(matrix: Float[Array, "p q"]) -> tuple[Float[Array, "p q"], Array]:
+    """The polar factor `by_products`, and whether it took a decomposition all the same."""
+    if matrix.shape[-2] < matrix.shape[-1]:
+        factor, decomposes = multiplied(matrix.mT)
+        return factor.mT, decomposes
+    result: tuple[Array, Array] = _multiplied(matrix)
+    return result
 
 
 # --- along a path ---------------------------------------------------------------------------------
@@ -230,14 +263,16 @@ def _corrected(matrix: Array, roots: Array, *track: Array) -> tuple[tuple[Array,
     identity = _identities(kept.shape[-1], matrix) * kept[..., None, :]
     lowest = jnp.min(jnp.where(kept, known.singular, jnp.inf), axis=-1)
     lowest = jnp.where(jnp.any(kept, axis=-1), lowest, 0)
-    leaving = _norm(jnp.where(kept[..., None, :], 0, turned))
-    at_home = (jnp.max(known.singular, axis=-1) <= largest_condition(matrix.dtype) * lowest) & (
-        leaving <= ROUNDINGS * eps * lowest
-    )
+    largest = jnp.max(known.singular, axis=-1)
+    # What A has in the directions that counted as zero: nothing that would not, and that tells.
+    leaving = jnp.max(jnp.abs(jnp.where(kept[..., None, :], 0, turned)), axis=(-2, -1))
+    tells = jnp.minimum(ROUNDINGS * eps * lowest, rank_threshold(matrix.dtype) * largest)
+    in_range = (largest <= largest_condition(matrix.dtype) * lowest) & (leaving <= tells)
 
-    def looked_at(inverse: Array) -> tuple[Array, Array, Array, Array]:
+    def residual(inverse: Array) -> tuple[Array, Array, Array, Array]:
         isometry = turned @ inverse
-        error = identity - isometry.mT @ isometry
+        gram = isometry.mT @ isometry
+        error = identity - (gram + gram.mT) / 2  # Y stays symmetric to the last bit
         size = _norm(error)
         stale = 2 * _norm(known.singular[..., :, None] * inverse - identity)
         left = size * (stale + size)
@@ -245,23 +280,22 @@ def _corrected(matrix: Array, roots: Array, *track: Array) -> tuple[tuple[Array,
 
     def again(carry: tuple[Array, ...]) -> Array:
         made, _, _, _, near, accurate = carry
-        return (made < CORRECTIONS) & jnp.any(at_home & near & ~accurate)
+        return (made < CORRECTIONS) & jnp.any(in_range & near & ~accurate)
 
     def correct(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         made, inverse, isometry, error, near, accurate = carry
         better = inverse + error * divided
-        found = looked_at(better)
-        pairs = zip((better, *found), (inverse, isometry, error, near, accurate), strict=True)
-        # A member that is accurate stays as it is, however many others need more.
-        return (made + 1, *(_where(accurate, old, new) for new, old in pairs))
+        # A member that is done stays as it is, however many others need more.
+        kept_as_is = (inverse, isometry, error, near, accurate)
+        return (made + 1, *select_members(accurate | ~near, kept_as_is, (better, *residual(better))))
 
     first = 2 * known.inverse - known.before
-    start = (jnp.zeros((), jnp.int32), first, *looked_at(first))
+    start = (jnp.zeros((), jnp.int32), first, *residual(first))
     _, inverse, isometry, error, near, accurate = lax.while_loop(again, correct, start)
     step, rows = error * divided, matrix.shape[-2]
     factor = (isometry[..., :rows, :] + turned[..., :rows, :] @ step) @ known.vectors.mT
     after = Track(known.vectors, known.singular, inverse + step, known.inverse)
-    return (factor, after, jnp.zeros_like(accurate)), at_home & near & accurate
+    return (factor, after, jnp.zeros_like(accurate)), in_range & near & accurate
 
 
 def _anew(matrix: Array, roots: Array, *_known: Array) -> tuple[Array, Track, Array]:
@@ -275,11 +309,6 @@ _follow = where_accurate(_corrected, _anew)
 
 def _norm(matrix: Float[Array, "*batch _ _"]) -> Float[Array, "*batch"]:
     return jnp.sqrt(squared_norm(matrix))
-
-
-def _where(members: Array, taken: Array, otherwise: Array) -> Array:
-    """`taken` for the members of a batch that it says."""
-    return jnp.where(members.reshape(members.shape + (1,) * (taken.ndim - members.ndim)), taken, otherwise)
 
 
 def _identities(size: int, like: Float[Array, "*batch _ _"]) -> Float[Array, "*batch size size"]:
@@ -312,8 +341,8 @@ def inverse_root_action(
 
     d ≥ 0, and where it is 0 the row of B must be 0, too (for a singular target both are), or all of
     d is 0. Where k is small against n it costs O(n k²), by quadrature of the integral over the resolvents of
-    M (docs/theory.md §9); elsewhere, or where d is too small for that, the polar factor is computed,
-    `by_products` as there.
+    M (docs/theory.md §9); where d is too small for that, by a decomposition, and elsewhere it is the
+    polar factor, `by_products` as there.
     """
     if takes_quadrature(*factor.shape):
         return _inverse_root_action(factor, diagonal)

@@ -64,9 +64,7 @@ VARIABLES = {
     "step": Description("steps", "steps taken"),
     "rejected": Description("1", "attempts at a step that were rejected"),
     "evaluations": Description("1", "gradients evaluated by the dynamics"),
-    "fallbacks": Description(
-        "1", "gradients that took a decomposition, of those followed by matrix products"
-    ),
+    "fallbacks": Description("1", "gradients by matrix products that took a decomposition after all"),
     "loss": Description("loss", "loss"),
     "gap": Description("loss", "loss above its minimum at this rank"),
     "relative_gap": Description("1", "gap over the trace of the target covariance"),

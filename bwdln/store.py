@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 #: Parts of the package that decide no number of a result.
 NOT_NUMERICS = (
-    *("analysis", "batching", "collection", "comparison", "engines", "errors", "figures"),
+    *("analysis", "batching", "collection", "comparison", "compilation", "engines", "errors", "figures"),
     *("interruption", "launcher", "report", "results", "store", "studies", "sweep", "types"),
 )
 #: The choices of a configuration, and where their functions are.

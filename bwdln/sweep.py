@@ -584,8 +584,7 @@ def _history(
         problems = prepared()
         start, running = simulate.begin(problems, devices, order.places)
         snapshot = None if store is None or order.fresh else store.checkpoint(order.keys, part)
-        if snapshot is not None:
-            running.restore(snapshot)
+        if snapshot is not None and running.restore(snapshot):
             log.info("a batch of %d lanes goes on behind record %d", running.count, len(running.records) - 1)
 
     def save() -> None:

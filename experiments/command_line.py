@@ -47,7 +47,7 @@ INTERRUPTED = 130
 
 
 #: Options that change nothing in a result.
-NOT_OF_THE_RESULT = ("sweep", "figures", "report", "objective")
+NOT_OF_THE_RESULT = ("sweep", "figures", "report", "objective", "programs")
 #: Holds the name of the folder of a sweep, once it is known, for the jobs that it starts.
 SWEEP_FOLDER = "BWDLN_SWEEP_FOLDER"
 
@@ -213,7 +213,6 @@ def _set_up(config: Any, programs: str) -> Any:
     from bwdln.losses import LOSSES
 
     compilation.choose(programs)
-    compilation.keep_programs()
     jax.config.update("jax_enable_x64", True)  # before a plugin makes its first array
     load_plugins(config.plugins)
     taken = LOSSES.options(config.loss.name)

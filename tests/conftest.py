@@ -1,8 +1,11 @@
 """Strict settings for every test: float64, no silent rank promotion, warnings are errors."""
 
+import atexit
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -12,7 +15,12 @@ from hypothesis import settings
 from bwdln import compilation, figures, losses, simulate
 from experiments import train
 
+# Programs that many tests share are compiled once, in processes of their own, too, and not kept for longer.
+if compilation.VARIABLE not in os.environ:
+    os.environ[compilation.VARIABLE] = tempfile.mkdtemp(prefix="bwdln-programs-")
+    atexit.register(shutil.rmtree, os.environ[compilation.VARIABLE], ignore_errors=True)
 simulate.set_up_process()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Examples compile programs now and then, so no deadline; derandomized, so that a failure is one
@@ -32,14 +40,6 @@ def kernel(request):
     """Every test holds for every kernel: `pytest --kernel=products`."""
     if chosen := request.config.getoption("kernel"):
         losses.automatic_kernel = lambda: chosen
-
-
-@pytest.fixture(autouse=True, scope="session")
-def programs_kept(tmp_path_factory):
-    """Programs that many tests share are compiled once in the session, in processes of their own, too."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    os.environ.setdefault(compilation.VARIABLE, str(tmp_path_factory.getbasetemp().parent / "programs"))
 
 
 #: Mapped regions of a process, of which Linux allows 65,530: every compiled program takes several.

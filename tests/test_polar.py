@@ -198,7 +198,7 @@ def spectrum(kind, count, rng):
 
 KINDS = ("well", "repeated", "ill", "worse", "zero", "random")
 #: Rounding the matrix alone moves its polar factor so far, times eps; "worse" has a condition of 1e12.
-TOLERANCE = dict.fromkeys(KINDS, 1e-10) | {"worse": 2e-3}
+TOLERANCE = dict.fromkeys(KINDS, 1e-12) | {"ill": 1e-10, "worse": 2e-3}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,6 +211,14 @@ def test_products_equal_the_exact_route(kind, shape, scale):
     np.testing.assert_allclose(by_products, factor_of(matrix), atol=TOLERANCE[kind])
     tall = matrix if shape[0] >= shape[1] else matrix.T
     assert bool(polar.by_products(tall)[1]) == (kind not in ("worse", "zero") or min(shape) == 1)
+
+
+def test_products_in_float32_lose_no_more_than_rounding():
+    rng = np.random.default_rng(19)
+    matrix = with_singular_values((20, 20), np.geomspace(1, 0.5, 20), rng)
+    factor, accurate = polar.by_products(jnp.asarray(matrix, jnp.float32))
+    assert accurate
+    np.testing.assert_allclose(factor, scipy.linalg.polar(matrix)[0], atol=3e-6)
 
 
 def test_products_use_no_decomposition_where_they_are_accurate():
@@ -232,11 +240,10 @@ def exact_polar(matrix, diagonal):
 
 
 class Followed(NamedTuple):
-    """The largest error along a path, the decompositions it took, and the last orthogonality error."""
+    """The largest error along a path, and the decompositions it took."""
 
     error: float
     anew: int
-    orthogonality: float
 
 
 def along(path, steps, diagonal=None):
@@ -246,8 +253,7 @@ def along(path, steps, diagonal=None):
         factor, known, new = follow(jnp.asarray(matrix), known, diagonal)
         error = max(error, np.max(np.abs(factor - exact_polar(matrix, diagonal))))
         anew += int(new)
-    gram = np.asarray(factor.T @ factor)
-    return Followed(error, anew, np.max(np.abs(gram @ gram - gram)))
+    return Followed(error, anew)
 
 
 @given(
@@ -272,7 +278,7 @@ def test_following_equals_the_exact_route(shape, kind, digits, bordered, seed):
 
     diagonal = jnp.asarray(rng.uniform(0.1, 0.2, columns)) if bordered else None
     found = along(path, 12, diagonal)
-    assert found.error < (1e-10 if bordered else TOLERANCE[kind])
+    assert found.error < (1e-10 if bordered else max(1e-10, TOLERANCE[kind]))
     if speed < 1e-3 and (bordered or kind not in ("worse", "zero")):
         assert found.anew == 0
 
@@ -316,13 +322,16 @@ def test_what_is_not_finite_is_not_followed(bad):
 
 
 @pytest.mark.parametrize("bordered", [False, True])
-def test_a_long_path_does_not_drift(bordered):
-    """10⁵ steps that turn the polar factor around many times; V and s are renewed on the way."""
+@pytest.mark.parametrize("columns", [4, 7, 13])
+def test_a_long_path_does_not_drift(columns, bordered):
+    """10⁵ steps that turn the polar factor around many times, by bases as old as the path."""
     rng = np.random.default_rng(15)
-    matrix = with_singular_values((5, 4), np.array([1.0, 0.5, 0.5, 0.1]), rng)
-    turn = rng.normal(size=(5, 5))
+    rows = columns + 1
+    singular = np.append(np.repeat(0.5, columns - 2), [0.2, 0.1])
+    matrix = with_singular_values((rows, columns), singular, rng)
+    turn = rng.normal(size=(rows, rows))
     turn = jnp.asarray(scipy.linalg.expm(1e-3 * (turn - turn.T)))
-    diagonal = jnp.full(4, 0.05) if bordered else None
+    diagonal = jnp.full(columns, 0.05) if bordered else None
 
     def step(_, carry):
         matrix, known, count = carry
@@ -337,6 +346,7 @@ def test_a_long_path_does_not_drift(bordered):
     np.testing.assert_allclose(factor, exact_polar(np.asarray(matrix), diagonal), atol=1e-12)
     # AᵀA stays as it is while A turns, and so do V and s.
     assert count == 0
+    np.testing.assert_array_equal(known.inverse, known.inverse.T)
 
 
 def test_old_bases_are_renewed_in_time():
@@ -352,14 +362,15 @@ def test_a_member_is_followed_as_if_it_were_alone():
     rng = np.random.default_rng(17)
     easy, other = rng.normal(size=(2, 5, 3))
     hard = other @ np.diag([1.0, 1.0, 1e-9])
-    moved = [matrix + 1e-5 * rng.normal(size=(5, 3)) for matrix in (easy, hard, easy)]
+    moved = [matrix + 1e-5 * rng.normal(size=(5, 3)) for matrix in (easy, hard, easy, easy)]
     moved[2] = easy + 1e-3 * rng.normal(size=(5, 3))  # it needs more corrections than the first
-    matrices = jnp.asarray([easy, hard, easy])
+    moved[3] = 1.1 * easy  # too far for corrections, which would bring it near
+    matrices = jnp.asarray([easy, hard, easy, easy])
     known = jax.vmap(polar.track)(matrices)
     factors, after, anew = jax.jit(jax.vmap(lambda matrix, known: polar.follow(matrix, known)))(
         jnp.asarray(moved), known
     )
-    np.testing.assert_array_equal(anew, [False, True, False])
+    np.testing.assert_array_equal(anew, [False, True, False, True])
     for index, matrix in enumerate(moved):
         alone, known_alone, _ = follow(jnp.asarray(matrix), polar.track(matrices[index]))
         np.testing.assert_allclose(factors[index], alone, atol=1e-7 if index == 1 else 1e-13)
@@ -372,6 +383,7 @@ def test_float32_is_followed_to_its_own_accuracy():
     speed = 1e-4 * rng.normal(size=(6, 4))
     known = polar.track(jnp.asarray(matrix, jnp.float32))
     for step in range(1, 100):
-        factor, known, _ = follow(jnp.asarray(matrix + step * speed, jnp.float32), known)
+        factor, known, anew = follow(jnp.asarray(matrix + step * speed, jnp.float32), known)
+        assert not anew
         np.testing.assert_allclose(factor, exact_polar(matrix + step * speed, None), atol=1e-4)
     assert factor.dtype == jnp.float32

@@ -46,9 +46,9 @@ def gradient_descent(
 ) -> Dynamics:
     """W_j ← W_j − η ∂L/∂W_j, or what the optimizer makes of these gradients.
 
-    `gradients` are those in the layers; `LayerGradients` are followed from step to step. `step_size` η may be traced; the
-    schedule multiplies it. Flow time advances by the step size of the step, with every optimizer,
-    so that descent and flow share an axis.
+    `gradients` are those in the layers; `LayerGradients` are followed from step to step. `step_size` η
+    may be traced; the schedule multiplies it. Flow time advances by the step size of the step, with every
+    optimizer, so that descent and flow share an axis.
 
     A run ends at a record where for a flow time `patience` its gap has been up to
     `absolute_gap_tolerance`, or up to `gap_tolerance` times the trace of the target (null: never).
