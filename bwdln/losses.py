@@ -171,11 +171,9 @@ def bures_wasserstein(tau: float = 0.0, *, kernel: Kernel = "auto") -> Loss:
 
     def both(generator: EndToEnd, target: Target) -> tuple[Scalar, EndToEnd]:
         modes = target.to_eigenbasis(generator)
-        tau_here = shift(generator)
-        if tau_here is not None and polar.takes_quadrature(*modes.shape):
-            return value(generator, target), gradient(generator, target)
-        found, slope = _bures_both(modes, target.eigenvalues, tau_here, by_products)
-        return found, target.from_eigenbasis(slope)
+        full = plain and tau > 0  # then no generator is of too low rank
+        value, slope = _bures_both(modes, target.eigenvalues, shift(generator), by_products, full)
+        return value, target.from_eigenbasis(slope)
 
     path = None if kernel == "exact" else Path(start, along)
     return Loss(value, gradient, both, gap, minimum, minimizer, tau, path)
@@ -195,20 +193,22 @@ def _bures_gradient(
 
 
 def _bures_both(
-    modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, by_products: bool
+    modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, by_products: bool, full: bool
 ) -> tuple[Scalar, EndToEnd]:
     """The loss and ∇L by one polar factor Q, as ‖[W, √τ I] − R Q‖² + ‖R − Q Qᵀ R‖² and 2 (W − R Q₁) (§9).
 
-    The second square is what a generator of low rank cannot reach, 0 for τ > 0. Nothing cancels, but what
-    counts as zero in Q adds nothing to the first square.
+    The second square is what a generator of low rank cannot reach: 0 for τ > 0, and left out where it is
+    `full`. Nothing cancels, but what counts as zero in Q adds nothing to the first square.
     """
     root, whole = safe_sqrt(eigenvalues)[:, None], modes
     if tau is not None:
         whole = jnp.hstack([modes, safe_sqrt(tau) * jnp.eye(len(modes), dtype=modes.dtype)])
     factor = polar_factor(root * whole, by_products)
     residual = whole - root * factor
-    missing = jnp.diag(root[:, 0]) - factor @ (root * factor).T
-    return squared_norm(residual) + squared_norm(missing), 2 * residual[:, : modes.shape[1]]
+    value = squared_norm(residual)
+    if not full:
+        value += squared_norm(jnp.diag(root[:, 0]) - factor @ (root * factor).T)
+    return value, 2 * residual[:, : modes.shape[1]]
 
 
 def _bures_start(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> polar.Track | tuple[()]:

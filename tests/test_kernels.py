@@ -101,6 +101,54 @@ def test_a_long_run_does_not_drift(tau):
     assert tracked["fallbacks"].values[0, -1] < 300
 
 
+def test_a_snapshot_of_another_kernel_is_no_snapshot():
+    """What is carried from step to step differs: a run on other devices begins anew."""
+
+    def begun(kernel):
+        config = from_mapping(
+            {
+                "target": GEOMETRIC,
+                "network": {"depth": 2},
+                "initialization": {"name": "xavier_normal"},
+                "loss": {"name": "bures_wasserstein", "kernel": kernel},
+                "dynamics": {"name": "gradient_descent", "step_size": 1e-2, "steps": 10},
+                "record": {"count": 2},
+                "seeds": 2,
+            }
+        )
+        _, running = simulate.begin([simulate.prepare(config)])
+        running.advance(np.full(2, 5, np.int32))
+        return running
+
+    exact, tracked = begun("exact"), begun("tracked")
+    assert not tracked.restore(exact.snapshot()) and not exact.restore(tracked.snapshot())
+    assert tracked.restore(tracked.snapshot()) and exact.restore(exact.snapshot())
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(3, 3), (4, 2), (2, 4)])
+def test_a_traced_perturbation_is_followed(shape, tau):
+    """It may be 0: then the generators of low rank need a decomposition at each step."""
+    rng = np.random.default_rng(0)
+    target = Target(jnp.asarray(np.linspace(2.0, 0.5, shape[0])), None)
+    generator, speed = rng.normal(size=(2, *shape))
+
+    @jax.jit
+    def follow(tau, generator, known):
+        path = losses.bures_wasserstein(tau, kernel="tracked").path
+        return path.gradient(generator, target, known)
+
+    known = losses.bures_wasserstein(jnp.asarray(tau), kernel="tracked").path.start(
+        jnp.asarray(generator), target
+    )
+    for step in range(1, 6):
+        moved = jnp.asarray(generator + 1e-4 * step * speed)
+        gradient, known, anew = follow(tau, moved, known)
+        expected = losses.bures_wasserstein(tau, kernel="exact").gradient(moved, target)
+        np.testing.assert_allclose(gradient, expected, atol=1e-11)
+        assert anew == (tau == 0 and shape[1] < shape[0])
+
+
 # --- blocks of lanes ------------------------------------------------------------------------------
 
 
