@@ -33,10 +33,12 @@ class Path(NamedTuple):
     `start(W, target) -> known`: what to go on with, whatever it is.
     `gradient(W, target, known) -> (∇L(W), known, anew)`: the gradient as `Loss.gradient` has it, what is
     known then, and whether it was computed anew, because W was too far from the last one.
+    `of`: that `Loss.gradient`. In a loss with another one, derived from this loss, the path is not used.
     """
 
     start: Callable[[EndToEnd, Target], Any]
     gradient: Callable[[EndToEnd, Target, Any], tuple[EndToEnd, Any, Array]]
+    of: Callable[[EndToEnd, Target], EndToEnd]
 
 
 class Loss(NamedTuple):
@@ -81,19 +83,25 @@ class LayerGradients(NamedTuple):
     loss: Loss
     target: Target
 
+    @property
+    def path(self) -> Path | None:
+        """The path of the loss, if it is one of its gradient."""
+        path = self.loss.path
+        return path if path is not None and path.of is self.loss.gradient else None
+
     def __call__(self, weights: networks.Packed) -> networks.Packed:
         """`layer_gradients` at the weights."""
         return layer_gradients(self.loss, weights, self.target)
 
     def start(self, weights: networks.Packed) -> Any:
         """What `follow` needs to go on from weights; nothing for a loss without a `path`."""
-        if (path := self.loss.path) is None:
+        if (path := self.path) is None:
             return ()
         return networks.pull_back_with(weights, lambda each: (each, path.start(each, self.target)))[1]
 
     def follow(self, weights: networks.Packed, known: Any) -> tuple[networks.Packed, Any, Array]:
         """The gradients at weights close to the last ones, what is known then, and whether it is all new."""
-        if (path := self.loss.path) is None:
+        if (path := self.path) is None:
             return self(weights), known, jnp.asarray(False)
 
         def gradient(generator: EndToEnd) -> tuple[EndToEnd, tuple[Any, Array]]:
@@ -175,7 +183,7 @@ def bures_wasserstein(tau: float = 0.0, *, kernel: Kernel = "auto") -> Loss:
         value, slope = _bures_both(modes, target.eigenvalues, shift(generator), by_products, full)
         return value, target.from_eigenbasis(slope)
 
-    path = None if kernel == "exact" else Path(start, along)
+    path = None if kernel == "exact" else Path(start, along, gradient)
     return Loss(value, gradient, both, gap, minimum, minimizer, tau, path)
 
 

@@ -261,9 +261,8 @@ def _corrected(matrix: Array, roots: Array, *track: Array) -> tuple[tuple[Array,
     sums = known.singular[..., :, None] + known.singular[..., None, :]
     divided = jnp.where(both, 1 / jnp.where(both, sums, 1), 0)
     identity = _identities(kept.shape[-1], matrix) * kept[..., None, :]
-    lowest = jnp.min(jnp.where(kept, known.singular, jnp.inf), axis=-1)
-    lowest = jnp.where(jnp.any(kept, axis=-1), lowest, 0)
     largest = jnp.max(known.singular, axis=-1)
+    lowest = jnp.min(jnp.where(kept, known.singular, largest[..., None]), axis=-1)
     # What A has in the directions that counted as zero: nothing that would not, and that tells.
     leaving = jnp.max(jnp.abs(jnp.where(kept[..., None, :], 0, turned)), axis=(-2, -1))
     tells = jnp.minimum(ROUNDINGS * eps * lowest, rank_threshold(matrix.dtype) * largest)

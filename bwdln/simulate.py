@@ -93,16 +93,20 @@ def run(config: Config, *, on_progress: Callable[[Progress], None] | None = None
 
 
 def run_together(
-    problems: Sequence[Problem], *, on_progress: Callable[[Progress], None] | None = None
+    problems: Sequence[Problem],
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    places: int | None = None,
 ) -> list[results.Result]:
     """Run problems that differ only in traced numbers and seeds as lanes of one program.
 
-    All must have the same `static` part, the same start but for its numbers, and as many records.
-    The results are in the order of the problems; see `run`.
+    All must have the same `static` part, the same start but for its numbers, and as many records. Calls with
+    the same `places`, at least as many as lanes, share what is compiled. The results are in the order of the
+    problems; see `run`.
     """
     began = time.perf_counter()
     with Interruption() as interruption:
-        history = _integrated(problems, on_progress, interruption)
+        history = _integrated(problems, on_progress, interruption, places)
     return finished(problems, history, time.perf_counter() - began)
 
 
@@ -119,8 +123,9 @@ def _integrated(
     problems: Sequence[Problem],
     on_progress: Callable[[Progress], None] | None,
     interruption: Interruption,
+    places: int | None = None,
 ) -> History:
-    start, lanes = begin(problems)
+    start, lanes = begin(problems, places=places)
 
     def advance() -> bool:
         interrupted = lanes.run(points(problems), on_progress, interruption.check)

@@ -386,7 +386,7 @@ def interrupted_at(run: int):
     """A stand-in for `simulate.run_together` that is interrupted in that run; 0: in none."""
     calls = []
 
-    def stand_in(problems, on_progress):
+    def stand_in(problems, on_progress, places):
         (problem,) = problems
         calls.append(problem)
         rotated = problem.config.initialization.name == "rotated"

@@ -137,7 +137,7 @@ def stand_in(limit, stop_at: int | None = None):
     """For `simulate.run_together`: descent that converges below a limit by depth; and its calls."""
     calls = []
 
-    def run_together(problems, on_progress):
+    def run_together(problems, on_progress, places):
         calls.append([problem.config for problem in problems])
         return [_result(problem, limit, len(calls) == stop_at) for problem in problems]
 

@@ -121,17 +121,22 @@ def prepared(jobs: Mapping[str, Config], folder: Path) -> dict[str, Problem]:
 
 
 def run_all(
-    problems: Mapping[str, Problem], folder: Path | None, on_progress: OnProgress | None = None
+    problems: Mapping[str, Problem],
+    folder: Path | None,
+    on_progress: OnProgress | None = None,
+    places: int | None = None,
 ) -> Runs:
     """Run problems, those that differ only in traced numbers together, until Ctrl-C.
 
-    Each result is saved in the folder of its name in `folder`, or not at all if that is None.
+    Each result is saved in the folder of its name in `folder`, or not at all if that is None. `places`: see
+    `simulate.run_together`.
     """
     finished: dict[str, Result] = {}
     paths: list[Path] = []
     interrupted = False
     for names in sweep.groups(problems):
-        done = simulate.run_together([problems[name] for name in names], on_progress=on_progress)
+        together = [problems[name] for name in names]
+        done = simulate.run_together(together, on_progress=on_progress, places=places)
         with Interruption(hold=True) as interruption:
             if folder is not None:
                 paths += [results.save(each, folder / name) for name, each in zip(names, done, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -219,6 +220,8 @@ def _search(
 ) -> Search:
     """Round by round, the step sizes of all cases together; a depth is one program in all rounds."""
     sections = math.ceil((math.log(sizes[1] / sizes[0]) / math.log1p(tolerance)) ** (1 / ROUNDS))
+    cases = Counter(problem.static for problem in problems.values())
+    places = max(cases.values()) * (sections + 1)
     found: dict[Case, Bracket] = {}
     starts: dict[Case, Result] = {}
     trials: list[Trial] = []
@@ -228,7 +231,8 @@ def _search(
             for case, problem in problems.items()
             for size in _sections(sizes, found.get(case), sections)
         }
-        runs = run_all({_probe(*key): problem for key, problem in tried.items()}, None, on_progress)
+        probes = {_probe(*key): problem for key, problem in tried.items()}
+        runs = run_all(probes, None, on_progress, places)
         for case in problems:
             done = {size: runs.results.get(_probe(case, size)) for of, size in tried if of == case}
             ended = {size: result for size, result in done.items() if result is not None}
