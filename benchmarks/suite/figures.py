@@ -138,7 +138,8 @@ def _series(rows: Sequence[Row], against: str) -> Iterator[tuple[str, list[Row]]
 def _dress(axes: Axes, title: str, label: str, sizes: Iterable[int]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(sorted(sizes), [f"{size:,}" for size in sorted(sizes)])
+    if wanted := sorted(sizes):  # else powers of ten
+        axes.set_xticks(wanted, [f"{size:,}" for size in wanted])
     axes.minorticks_off()
     axes.set_xlabel(label)
     axes.set_ylabel("time of a lane (µs)")
@@ -149,14 +150,16 @@ def _dress(axes: Axes, title: str, label: str, sizes: Iterable[int]) -> None:
 
 def _scaling(rows: Sequence[Row]) -> Figure:
     cases = list(dict.fromkeys(row.case for row in rows))
-    figure = Figure(figsize=(3.2 * len(cases), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(cases), squeeze=False)[0]
+    figure = Figure(figsize=(3 * len(cases), 3.4), layout="constrained")
+    # One scale of time, so that what is flat looks flat.
+    panels = figure.subplots(1, len(cases), squeeze=False, sharey=True)[0]
     for axes, case, color in zip(panels, cases, COLORS, strict=False):
         own = [row for row in rows if row.case == case]
         against = "batch" if case.endswith("lanes") else case.split()[-1]
         sizes = [getattr(row, against) for row in own]
         axes.plot(sizes, [1e6 * row.seconds for row in own], "o-", color=color)
-        _dress(axes, case, LABELS[against], sizes)
+        _dress(axes, case, LABELS[against], sizes if max(sizes) <= 1000 else ())
+        axes.label_outer()
     return figure
 
 
