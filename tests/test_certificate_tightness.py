@@ -235,7 +235,7 @@ def test_ctrl_c_keeps_what_was_recorded(conducted, tmp_path, monkeypatch):
     folder, _ = conducted
     done = [results.load(folder / f"depth_{depth:g}").dataset for depth in DEPTHS]
     cut = [results.Result(each.isel(record=slice(0, 5)).assign_attrs(interrupted=1)) for each in done]
-    monkeypatch.setattr(simulate, "run_together", lambda problems, on_progress: cut)
+    monkeypatch.setattr(simulate, "run_together", lambda problems, on_progress, places: cut)
     findings = studies.conduct(configuration(), tmp_path)
     assert findings.interrupted and findings.score == np.inf
     assert findings.notes == ["interrupted: 0 of 2 runs finished; all that was recorded is kept"]

@@ -264,7 +264,7 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path, monkeypatch, change
 
 def test_ctrl_c_keeps_what_was_recorded(runs, tmp_path, monkeypatch):
     cut = [results.Result(runs["bottleneck_4"].dataset.isel(record=slice(0, 5)).assign_attrs(interrupted=1))]
-    monkeypatch.setattr(simulate, "run_together", lambda problems, on_progress: cut)
+    monkeypatch.setattr(simulate, "run_together", lambda problems, on_progress, places: cut)
     findings = studies.conduct(configuration(), tmp_path)
     assert findings.interrupted and findings.score == np.inf
     assert findings.notes == ["interrupted: 0 of 5 runs finished; all that was recorded is kept"]
@@ -275,7 +275,7 @@ def test_ctrl_c_keeps_what_was_recorded(runs, tmp_path, monkeypatch):
 def test_ctrl_c_after_the_main_run_compares_what_there_is(runs, tmp_path, monkeypatch):
     asked = iter([[runs["bottleneck_4"]], [runs["bottleneck_2"]]])
 
-    def next_of_them(problems, on_progress):
+    def next_of_them(problems, on_progress, places):
         done = next(asked, None)
         cut = runs["bottleneck_3"].dataset.isel(record=slice(0, 5)).assign_attrs(interrupted=1)
         return done or [results.Result(cut)]

@@ -297,7 +297,7 @@ def test_ctrl_c_keeps_and_shows_what_finished(conducted, tmp_path, monkeypatch, 
     folder, _ = conducted
     calls = []
 
-    def stand_in(problems, on_progress):
+    def stand_in(problems, on_progress, places):
         names = [
             f"{p.config.loss.name}_{'aligned' if p.config.initialization.name == 'aligned' else 'unaligned'}"
             for p in problems

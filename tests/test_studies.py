@@ -204,7 +204,7 @@ def interrupted_at(run: int):
     """A stand-in for `simulate.run_together` that is interrupted in that run."""
     calls = []
 
-    def stand_in(problems, on_progress):
+    def stand_in(problems, on_progress, places):
         (problem,) = problems  # step sizes differ in their number of steps, which is static
         config = problem.config
         calls.append(config)
