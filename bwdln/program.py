@@ -164,22 +164,15 @@ def _program(static: Static, devices: tuple[jax.Device, ...], one_by_one: bool) 
     def go_all(lanes: Lane, states: State, until: Array, attempts: Array) -> State:
         """Attempts at steps: of all lanes at a time, of blocks of them, or of each lane for itself."""
 
-        def go(lanes: Lane, states: State, until: Array) -> State:
-            return integrate.advance(
-                lambda states: step_all(lanes, states, until),
-                lambda states: active_all(lanes, states, until),
+        def attempting(move: Callable[..., State], moves: Callable[..., Array]) -> Callable[..., State]:
+            return lambda lanes, states, until: integrate.advance(
+                lambda states: move(lanes, states, until),
+                lambda states: moves(lanes, states, until),
                 states,
                 attempts,
             )
 
-        def go_alone(lane: Lane, state: State, until: Array) -> State:
-            return integrate.advance(
-                lambda state: step(lane, state, until),
-                lambda state: active(lane, state, until),
-                state,
-                attempts,
-            )
-
+        go, go_alone = attempting(step_all, active_all), attempting(step, active)
         if not one_by_one:
             return go(lanes, states, until)
         size = block_size(lanes, states, until)
