@@ -29,6 +29,9 @@ from bwdln.types import Array, Scalar
 
 #: A fast route is accurate where what is left of its error is at most so many units of rounding.
 ROUNDINGS = 256
+#: Along a path, where errors of many steps add up, ‖I − QᵀQ‖ is at most so many for each of the columns, that
+#: is, for an entry: as accurate as decompositions are.
+ROUNDINGS_PER_COLUMN = 8
 
 
 def largest_condition(dtype: jnp.dtype) -> float:
@@ -225,8 +228,8 @@ def follow(
     The inverse root Y of AᵀA, extrapolated from the last two, is corrected by Newton steps for
     E = I − (A Y)ᵀ(A Y) in the basis V, where they divide E_ij by s_i + s_j (§9). V and s may be old:
     with r = 2 ‖diag(s) Y − I‖ a step leaves ‖E‖ (r + ‖E‖) of ‖E‖ at most, to first order. Where that
-    is above `ROUNDINGS` units of rounding behind the last step, or A left the range it had, or the
-    condition number is above `largest_condition`, A is decomposed, and V and s are new.
+    is above `ROUNDINGS_PER_COLUMN` q units of rounding behind the last step, or A left the range it had,
+    or the condition number is above `largest_condition`, A is decomposed, and V and s are new.
     """
     return _follow(matrix, _roots(matrix, diagonal), *known)
 
@@ -261,6 +264,7 @@ def _corrected(matrix: Array, roots: Array, *track: Array) -> tuple[tuple[Array,
     sums = known.singular[..., :, None] + known.singular[..., None, :]
     divided = jnp.where(both, 1 / jnp.where(both, sums, 1), 0)
     identity = _identities(kept.shape[-1], matrix) * kept[..., None, :]
+    roundings = ROUNDINGS_PER_COLUMN * kept.shape[-1] * eps
     largest = jnp.max(known.singular, axis=-1)
     lowest = jnp.min(jnp.where(kept, known.singular, largest[..., None]), axis=-1)
     # What A has in the directions that counted as zero: nothing that would not, and that tells.
@@ -275,7 +279,7 @@ def _corrected(matrix: Array, roots: Array, *track: Array) -> tuple[tuple[Array,
         size = _norm(error)
         stale = 2 * _norm(known.singular[..., :, None] * inverse - identity)
         left = size * (stale + size)
-        return isometry, error, (size <= FAR) & (stale <= 0.5), left <= ROUNDINGS * eps
+        return isometry, error, (size <= FAR) & (stale <= 0.5), left <= roundings
 
     def again(carry: tuple[Array, ...]) -> Array:
         made, _, _, _, near, accurate = carry

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from problems import orthogonal, target
 
@@ -46,6 +46,7 @@ def descend(name, weights, sigma, steps, step_size, tau=None):
 
 
 @given(st.floats(0.001, 0.5), st.sampled_from([(3, 3), (3, 5), (1, 2)]), st.integers(0, 1000))
+@example(0.3125, (1, 2), 1)
 @settings(max_examples=15)
 def test_exact_solution_1_one_layer_of_full_rank(step_size, shape, seed):
     """E1: L(t) = (1 − 2η)^{2t} L(0), over 300 steps."""

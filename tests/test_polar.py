@@ -349,6 +349,17 @@ def test_a_long_path_does_not_drift(columns, bordered):
     np.testing.assert_array_equal(known.inverse, known.inverse.T)
 
 
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_no_step_loses_a_digit(columns):
+    """Steps that shrink, as those of descent, whose errors add up."""
+    rng = np.random.default_rng(19)
+    end = with_singular_values((5, columns), np.geomspace(1, 0.5, columns), rng)
+    way = rng.normal(size=end.shape)
+    for contraction in (0.2, 0.375, 0.6, 0.8):
+        found = along(lambda step, base=contraction: end + base**step * way, 40)
+        assert found.error < 4 * columns * 2.3e-16
+
+
 def test_old_bases_are_renewed_in_time():
     """A path whose AᵀA changes altogether: V and s are renewed now and then, not at each step."""
     rng = np.random.default_rng(16)
