@@ -35,11 +35,68 @@ ROUNDINGS_PER_COLUMN = 8
 
 
 def largest_condition(dtype: jnp.dtype) -> float:
-    """The condition number of A that the fast routes take: eps^(-1/4), 8,000 in float64, 54 in float32.
+    """The condition number of A up to which products will do: eps^(-1/4), 8,000 in float64, 54 in float32.
 
     The polar factor of A rounded is off by eps times the condition number, by every route.
     """
     return float(jnp.finfo(dtype).eps) ** -0.25
+
+
+# --- corrections of an inverse root ---------------------------------------------------------------
+
+#: Corrections of the inverse root beyond the one that is always made.
+CORRECTIONS = 4
+#: How far it may be off before them, as ‖I − QᵀQ‖.
+FAR = 0.1
+
+
+class _Root(NamedTuple):
+    """Y, about diag(1/s) and the inverse root of AᵀA in a basis V, and A V Y, of orthonormal columns."""
+
+    inverse: Float[Array, "*batch q q"]
+    isometry: Float[Array, "*batch p q"]
+
+
+def _corrected_root(
+    turned: Array, singular: Array, kept: Array, first: _Root, worth: Array, rows: int | None = None
+) -> tuple[_Root, Array]:
+    """The inverse root by Newton steps from a first one, and whether it is accurate; for a batch.
+
+    `turned` is A V. The steps for E = I − (A V Y)ᵀ(A V Y) divide E_ij by s_i + s_j (§9). V and s may be off:
+    with r = 2 ‖diag(s) Y − I‖ a step leaves ‖E‖ (r + ‖E‖) of ‖E‖ at most, to first order. Y is accurate where
+    that is rounding behind the last step. What is not `kept` of the basis is zero in Y. Members that are not
+    `worth` it get no more than the last step; only that many `rows` of the isometry are asked for.
+    """
+    eps, size = float(jnp.finfo(turned.dtype).eps), turned.shape[-1]
+    both = kept[..., :, None] & kept[..., None, :]
+    sums = singular[..., :, None] + singular[..., None, :]
+    divided = jnp.where(both, 1 / jnp.where(both, sums, 1), 0)
+    identity = _identities(size, turned) * kept[..., None, :]
+
+    def residual(root: _Root) -> tuple[Array, Array, Array]:
+        gram = root.isometry.mT @ root.isometry
+        error = identity - (gram + gram.mT) / 2  # Y stays symmetric to the last bit
+        off = _norm(error)
+        stale = 2 * _norm(singular[..., :, None] * root.inverse - identity)
+        near = worth & (off <= FAR) & (stale <= 0.5)
+        return error, near, near & (off * (stale + off) <= ROUNDINGS_PER_COLUMN * size * eps)
+
+    def again(carry: tuple[Array, _Root, Array, Array, Array]) -> Array:
+        made, _, _, near, accurate = carry
+        return (made < CORRECTIONS) & jnp.any(near & ~accurate)
+
+    def correct(carry: tuple[Array, _Root, Array, Array, Array]) -> tuple[Array, _Root, Array, Array, Array]:
+        made, root, error, near, accurate = carry
+        inverse = root.inverse + error * divided
+        better = _Root(inverse, turned @ inverse)
+        # A member that is done stays as it is, however many others need more.
+        kept_as_is = (root, error, near, accurate)
+        return (made + 1, *select_members(accurate | ~near, kept_as_is, (better, *residual(better))))
+
+    start = (jnp.zeros((), jnp.int32), first, *residual(first))
+    _, (inverse, isometry), error, _, accurate = lax.while_loop(again, correct, start)
+    step = error * divided
+    return _Root(inverse + step, isometry[..., :rows, :] + turned[..., :rows, :] @ step), accurate
 
 
 # --- the polar factor -----------------------------------------------------------------------------
@@ -80,19 +137,38 @@ class Decomposed(NamedTuple):
 def _from_gram(matrix: Float[Array, "*batch p q"]) -> tuple[Decomposed, Array]:
     """The polar factor for p ≥ q through the q × q Gram matrix, and whether it is accurate.
 
-    The Gram matrix squares the condition number; one Newton step on the polar equations (§9)
-    squares the error E = XᵀX − I away again. It is accurate when max |E| ≤ √eps before that step.
+    The Gram matrix squares the condition number; steps of Newton on the polar equations (§9) give the
+    digits back.
     """
     gram = matrix.mT @ matrix
     eigenvalues, vectors = jnp.linalg.eigh(gram, symmetrize_input=False)
     singular = jnp.sqrt(jnp.maximum(eigenvalues, jnp.finfo(matrix.dtype).tiny))
+    isometry, accurate = _refined(matrix @ vectors, singular)
+    return Decomposed(isometry @ vectors.mT, vectors, singular), accurate
+
+
+def _by_one_step(turned: Array, singular: Array) -> tuple[tuple[Array, Array], Array]:
+    """The polar factor of A V = `turned`, about A V / s, by a step that squares the error E = I − XᵀX away.
+
+    It is accurate when max |E| ≤ √eps before the step.
+    """
     sigma = singular[..., None, :]
-    nearly = (matrix @ vectors) / sigma
-    error = nearly.mT @ nearly - _identities(gram.shape[-1], gram)
-    refined = nearly - nearly @ (error * (sigma.mT / (sigma.mT + sigma)))
-    largest = jnp.max(jnp.abs(error), axis=(-2, -1))
-    accurate = largest <= jnp.sqrt(jnp.finfo(matrix.dtype).eps)
-    return Decomposed(refined @ vectors.mT, vectors, singular), accurate
+    nearly = turned / sigma
+    error = _identities(turned.shape[-1], turned) - nearly.mT @ nearly
+    refined = nearly + nearly @ (error * (sigma.mT / (sigma.mT + sigma)))
+    accurate = jnp.max(jnp.abs(error), axis=(-2, -1)) <= jnp.sqrt(jnp.finfo(turned.dtype).eps)
+    return (refined, jnp.ones_like(accurate)), accurate
+
+
+def _by_steps(turned: Array, singular: Array) -> tuple[Array, Array]:
+    """The same by as many steps as it takes, and whether it is accurate then."""
+    first = _Root(_diagonal(1 / singular), turned / singular[..., None, :])
+    everything = jnp.ones(singular.shape, bool)
+    root, accurate = _corrected_root(turned, singular, everything, first, jnp.any(everything, axis=-1))
+    return root.isometry, accurate
+
+
+_refined = where_accurate(_by_one_step, _by_steps)
 
 
 def _from_svd(matrix: Float[Array, "*batch p q"]) -> Decomposed:
@@ -193,11 +269,6 @@ def multiplied(matrix: Float[Array, "p q"]) -> tuple[Float[Array, "p q"], Array]
 
 # --- along a path ---------------------------------------------------------------------------------
 
-#: Corrections of the inverse root beyond the one that is always made.
-CORRECTIONS = 4
-#: How far it may be off before them, as ‖I − QᵀQ‖.
-FAR = 0.1
-
 
 class Track(NamedTuple):
     """What is known from the last matrices A of a path, all with p ≥ q: the inverse root of AᵀA.
@@ -247,58 +318,30 @@ def _stacked(matrix: Float[Array, "*batch p q"], roots: Float[Array, "*batch _"]
 
 def _tracked(found: Decomposed) -> Track:
     kept = found.singular > 0
-    inverse = safe_divide(kept.astype(found.singular.dtype), found.singular)
-    inverse = inverse[..., None] * _identities(inverse.shape[-1], found.vectors)
+    inverse = _diagonal(safe_divide(kept.astype(found.singular.dtype), found.singular))
     return Track(found.vectors, found.singular, inverse, inverse)
 
 
 def _corrected(matrix: Array, roots: Array, *track: Array) -> tuple[tuple[Array, Track, Array], Array]:
     """`follow` where it is accurate, for a batch."""
     known = Track(*track)
-    eps = float(jnp.finfo(matrix.dtype).eps)
     turned = matrix @ known.vectors
     if roots.shape[-1]:
         turned = jnp.concatenate([turned, roots[..., :, None] * known.vectors], axis=-2)
     kept = known.singular > 0
-    both = kept[..., :, None] & kept[..., None, :]
-    sums = known.singular[..., :, None] + known.singular[..., None, :]
-    divided = jnp.where(both, 1 / jnp.where(both, sums, 1), 0)
-    identity = _identities(kept.shape[-1], matrix) * kept[..., None, :]
-    roundings = ROUNDINGS_PER_COLUMN * kept.shape[-1] * eps
     largest = jnp.max(known.singular, axis=-1)
     lowest = jnp.min(jnp.where(kept, known.singular, largest[..., None]), axis=-1)
     # What A has in the directions that counted as zero: nothing that would not, and that tells.
     leaving = jnp.max(jnp.abs(jnp.where(kept[..., None, :], 0, turned)), axis=(-2, -1))
-    tells = jnp.minimum(ROUNDINGS * eps * lowest, rank_threshold(matrix.dtype) * largest)
+    rounding = ROUNDINGS * float(jnp.finfo(matrix.dtype).eps)
+    tells = jnp.minimum(rounding * lowest, rank_threshold(matrix.dtype) * largest)
     in_range = (largest <= largest_condition(matrix.dtype) * lowest) & (leaving <= tells)
-
-    def residual(inverse: Array) -> tuple[Array, Array, Array, Array]:
-        isometry = turned @ inverse
-        gram = isometry.mT @ isometry
-        error = identity - (gram + gram.mT) / 2  # Y stays symmetric to the last bit
-        size = _norm(error)
-        stale = 2 * _norm(known.singular[..., :, None] * inverse - identity)
-        left = size * (stale + size)
-        return isometry, error, (size <= FAR) & (stale <= 0.5), left <= roundings
-
-    def again(carry: tuple[Array, ...]) -> Array:
-        made, _, _, _, near, accurate = carry
-        return (made < CORRECTIONS) & jnp.any(in_range & near & ~accurate)
-
-    def correct(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        made, inverse, isometry, error, near, accurate = carry
-        better = inverse + error * divided
-        # A member that is done stays as it is, however many others need more.
-        kept_as_is = (inverse, isometry, error, near, accurate)
-        return (made + 1, *select_members(accurate | ~near, kept_as_is, (better, *residual(better))))
-
-    first = 2 * known.inverse - known.before
-    start = (jnp.zeros((), jnp.int32), first, *residual(first))
-    _, inverse, isometry, error, near, accurate = lax.while_loop(again, correct, start)
-    step, rows = error * divided, matrix.shape[-2]
-    factor = (isometry[..., :rows, :] + turned[..., :rows, :] @ step) @ known.vectors.mT
-    after = Track(known.vectors, known.singular, inverse + step, known.inverse)
-    return (factor, after, jnp.zeros_like(accurate)), in_range & near & accurate
+    guess = 2 * known.inverse - known.before
+    first = _Root(guess, turned @ guess)
+    root, accurate = _corrected_root(turned, known.singular, kept, first, in_range, matrix.shape[-2])
+    factor = root.isometry @ known.vectors.mT
+    after = Track(known.vectors, known.singular, root.inverse, known.inverse)
+    return (factor, after, jnp.zeros_like(accurate)), accurate
 
 
 def _anew(matrix: Array, roots: Array, *_known: Array) -> tuple[Array, Track, Array]:
@@ -312,6 +355,11 @@ _follow = where_accurate(_corrected, _anew)
 
 def _norm(matrix: Float[Array, "*batch _ _"]) -> Float[Array, "*batch"]:
     return jnp.sqrt(squared_norm(matrix))
+
+
+def _diagonal(entries: Float[Array, "*batch size"]) -> Float[Array, "*batch size size"]:
+    """The diagonal matrices of the entries."""
+    return entries[..., None] * _identities(entries.shape[-1], entries[..., None])
 
 
 def _identities(size: int, like: Float[Array, "*batch _ _"]) -> Float[Array, "*batch size size"]:
