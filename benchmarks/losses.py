@@ -3,7 +3,7 @@
 Usage: python benchmarks/losses.py
 
 For W of shape (n, k): τ = 0 (a k × k problem), and τ > 0 by quadrature (k × k problems) beside the
-polar factor (an n × n problem). It is where `linalg.QUADRATURE_FROM` and `QUADRATURE_RATIO` come
+polar factor (an n × n problem). It is where `polar.THIN_FROM` and `THIN_RATIO` come
 from. Medians of seven repeats in one process; 16 lanes where n ≤ 100, else one.
 """
 

@@ -135,14 +135,15 @@ def bures_wasserstein(tau: float = 0.0, *, kernel: Kernel = "auto") -> Loss:
     decomposition; `tracked`, along a path by matrix products from the last one (`polar.follow`);
     `products`, by matrix products alone (`polar.by_products`). A decomposition takes the place of the
     last two where they are not accurate. `auto` is `tracked` on a CPU, where the decomposition of a
-    single matrix is at hand, and `products` on accelerators, where those of a batch are slow.
+    single matrix is at hand, but `exact` for thin generators (`polar.is_thin`), and `products` on
+    accelerators, where decompositions of a batch are slow. For τ > 0 all take the same way for thin ones.
 
     Raises `InvalidOption` for a plain number that is negative, infinite or not a number.
     """
     plain = isinstance(tau, int | float | np.number)
     check(not plain or (tau >= 0 and np.isfinite(tau)), "tau", tau, "a finite number from 0")
 
-    kernel = automatic_kernel() if kernel == "auto" else kernel
+    automatic, kernel = kernel == "auto", automatic_kernel() if kernel == "auto" else kernel
     check(kernel in ("exact", "tracked", "products"), "kernel", kernel, "auto, exact, tracked or products")
     by_products = kernel == "products"
 
@@ -157,11 +158,20 @@ def bures_wasserstein(tau: float = 0.0, *, kernel: Kernel = "auto") -> Loss:
         found = _bures_gradient(modes, target.eigenvalues, shift(generator), by_products)
         return target.from_eigenbasis(found)
 
+    def stands_alone(generator: EndToEnd) -> bool:
+        """Whether its gradient is computed as anywhere, because that is faster than along a path."""
+        chosen = automatic and kernel == "tracked"
+        return polar.is_thin(*generator.shape) and (chosen or shift(generator) is not None)
+
     def start(generator: EndToEnd, target: Target) -> Any:
+        if by_products or stands_alone(generator):
+            return ()
         modes = target.to_eigenbasis(generator)
-        return () if by_products else _bures_start(modes, target.eigenvalues, shift(generator))
+        return polar.track(*_followed(modes, target.eigenvalues, shift(generator))[1:])
 
     def along(generator: EndToEnd, target: Target, known: Any) -> tuple[EndToEnd, Any, Array]:
+        if stands_alone(generator):
+            return gradient(generator, target), known, jnp.asarray(False)
         modes = target.to_eigenbasis(generator)
         found, known, anew = _bures_along(modes, target.eigenvalues, shift(generator), known, by_products)
         return target.from_eigenbasis(found), known, anew
@@ -219,19 +229,10 @@ def _bures_both(
     return value, 2 * residual[:, : modes.shape[1]]
 
 
-def _bures_start(modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None) -> polar.Track | tuple[()]:
-    """What `_bures_along` needs to go on from W; nothing where the quadrature is fast as it is."""
-    if tau is not None and polar.takes_quadrature(*modes.shape):
-        return ()
-    return polar.track(*_followed(modes, eigenvalues, tau)[1:])
-
-
 def _bures_along(
     modes: EndToEnd, eigenvalues: Spectrum, tau: Array | None, known: Any, by_products: bool
 ) -> tuple[EndToEnd, Any, Array]:
     """`_bures_gradient` from what is known of the last W, or by products, which need nothing; see `Path`."""
-    if tau is not None and polar.takes_quadrature(*modes.shape):
-        return _bures_gradient(modes, eigenvalues, tau), known, jnp.asarray(False)
     transposed, matrix, diagonal = _followed(modes, eigenvalues, tau)
     if by_products:
         whole = matrix if diagonal is None else bordered(matrix.T, diagonal).T

@@ -58,14 +58,14 @@ class _Root(NamedTuple):
 
 
 def _corrected_root(
-    turned: Array, singular: Array, kept: Array, first: _Root, worth: Array, rows: int | None = None
-) -> tuple[_Root, Array]:
+    turned: Array, singular: Array, kept: Array, first: _Root, worth: Array
+) -> tuple[Array, Array]:
     """The inverse root by Newton steps from a first one, and whether it is accurate; for a batch.
 
     `turned` is A V. The steps for E = I − (A V Y)ᵀ(A V Y) divide E_ij by s_i + s_j (§9). V and s may be off:
     with r = 2 ‖diag(s) Y − I‖ a step leaves ‖E‖ (r + ‖E‖) of ‖E‖ at most, to first order. Y is accurate where
     that is rounding behind the last step. What is not `kept` of the basis is zero in Y. Members that are not
-    `worth` it get no more than the last step; only that many `rows` of the isometry are asked for.
+    `worth` it get no more than the last step.
     """
     eps, size = float(jnp.finfo(turned.dtype).eps), turned.shape[-1]
     both = kept[..., :, None] & kept[..., None, :]
@@ -94,9 +94,8 @@ def _corrected_root(
         return (made + 1, *select_members(accurate | ~near, kept_as_is, (better, *residual(better))))
 
     start = (jnp.zeros((), jnp.int32), first, *residual(first))
-    _, (inverse, isometry), error, _, accurate = lax.while_loop(again, correct, start)
-    step = error * divided
-    return _Root(inverse + step, isometry[..., :rows, :] + turned[..., :rows, :] @ step), accurate
+    _, root, error, _, accurate = lax.while_loop(again, correct, start)
+    return root.inverse + error * divided, accurate
 
 
 # --- the polar factor -----------------------------------------------------------------------------
@@ -164,8 +163,8 @@ def _by_steps(turned: Array, singular: Array) -> tuple[Array, Array]:
     """The same by as many steps as it takes, and whether it is accurate then."""
     first = _Root(_diagonal(1 / singular), turned / singular[..., None, :])
     everything = jnp.ones(singular.shape, bool)
-    root, accurate = _corrected_root(turned, singular, everything, first, jnp.any(everything, axis=-1))
-    return root.isometry, accurate
+    inverse, accurate = _corrected_root(turned, singular, everything, first, jnp.any(everything, axis=-1))
+    return turned @ inverse, accurate
 
 
 _refined = where_accurate(_by_one_step, _by_steps)
@@ -338,9 +337,9 @@ def _corrected(matrix: Array, roots: Array, *track: Array) -> tuple[tuple[Array,
     in_range = (largest <= largest_condition(matrix.dtype) * lowest) & (leaving <= tells)
     guess = 2 * known.inverse - known.before
     first = _Root(guess, turned @ guess)
-    root, accurate = _corrected_root(turned, known.singular, kept, first, in_range, matrix.shape[-2])
-    factor = root.isometry @ known.vectors.mT
-    after = Track(known.vectors, known.singular, root.inverse, known.inverse)
+    inverse, accurate = _corrected_root(turned, known.singular, kept, first, in_range)
+    factor = turned[..., : matrix.shape[-2], :] @ (inverse @ known.vectors.mT)
+    after = Track(known.vectors, known.singular, inverse, known.inverse)
     return (factor, after, jnp.zeros_like(accurate)), accurate
 
 
@@ -373,10 +372,10 @@ def _identities(size: int, like: Float[Array, "*batch _ _"]) -> Float[Array, "*b
 NODES = 64
 #: The largest ratio of the ends of the spectrum that the quadrature takes.
 LARGEST_RANGE = 1e13
-#: The quadrature is used from this dimension on, and where the dimension is this multiple of the
-#: columns: below that one decomposition is faster (benchmarks/losses.py).
-QUADRATURE_FROM = 100
-QUADRATURE_RATIO = 8
+#: A factor is thin from this dimension on, and where the dimension is this multiple of the columns: below
+#: that one decomposition is faster than the quadrature (benchmarks/losses.py).
+THIN_FROM = 100
+THIN_RATIO = 8
 
 
 def bordered(factor: Float[Array, "*batch n k"], diagonal: Float[Array, "*batch n"]) -> Array:
@@ -395,14 +394,17 @@ def inverse_root_action(
     M (docs/theory.md §9); where d is too small for that, by a decomposition, and elsewhere it is the
     polar factor, `by_products` as there.
     """
-    if takes_quadrature(*factor.shape):
+    if is_thin(*factor.shape):
         return _inverse_root_action(factor, diagonal)
     return _leading_polar_factor(factor, diagonal, by_products)
 
 
-def takes_quadrature(rows: int, columns: int) -> bool:
-    """Whether `inverse_root_action` takes the quadrature for a factor of that shape."""
-    return rows >= max(QUADRATURE_FROM, QUADRATURE_RATIO * columns)
+def is_thin(rows: int, columns: int) -> bool:
+    """Whether a factor has so few columns that what is left of the work is its products with k × k matrices.
+
+    `inverse_root_action` takes the quadrature then, and to follow a path saves nothing.
+    """
+    return rows >= max(THIN_FROM, THIN_RATIO * columns)
 
 
 def _leading_polar_factor(factor: Array, diagonal: Array, by_products: bool = False) -> Array:

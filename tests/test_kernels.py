@@ -152,6 +152,26 @@ def test_a_traced_perturbation_is_followed(shape, tau):
 # --- blocks of lanes ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", [(104, 13), (104, 14), (96, 2)])
+@pytest.mark.parametrize("automatic", ["tracked", "products", "exact"])
+@pytest.mark.parametrize("tau", [0.0, 0.1])
+def test_thin_generators_are_followed_only_where_that_is_asked_for(shape, automatic, tau, monkeypatch):
+    """On a CPU `auto` takes `exact` for them, where it is faster; for τ > 0 all take the quadrature."""
+    monkeypatch.setattr(losses, "automatic_kernel", lambda: automatic)
+    rng = np.random.default_rng(0)
+    generator, target = jnp.asarray(rng.normal(size=shape)), Target(jnp.linspace(2.0, 0.5, shape[0]), None)
+    thin = shape == (104, 13)
+    auto, tracked = (losses.bures_wasserstein(tau, kernel=kernel) for kernel in ("auto", "tracked"))
+    assert (auto.path is None) == (automatic == "exact")
+    assert (tracked.path.start(generator, target) == ()) == (thin and tau > 0)
+    if auto.path is not None:
+        known = auto.path.start(generator, target)
+        assert (known == ()) == (thin or automatic == "products")
+        found, after, anew = auto.path.gradient(generator + 1e-6, target, known)
+        np.testing.assert_allclose(found, auto.gradient(generator + 1e-6, target), atol=1e-12)
+        assert jax.tree.structure(after) == jax.tree.structure(known) and not anew
+
+
 def test_lanes_in_blocks_are_as_alone(monkeypatch):
     """Eight lanes beside each other, one of them diverging, others ending early, against each for itself."""
     monkeypatch.setattr(lanes, "cores", lambda: 1)
