@@ -50,22 +50,15 @@ CORRECTIONS = 4
 FAR = 0.1
 
 
-class _Root(NamedTuple):
-    """Y, about diag(1/s) and the inverse root of AᵀA in a basis V, and A V Y, of orthonormal columns."""
-
-    inverse: Float[Array, "*batch q q"]
-    isometry: Float[Array, "*batch p q"]
-
-
 def _corrected_root(
-    turned: Array, singular: Array, kept: Array, first: _Root, worth: Array
+    turned: Array, singular: Array, kept: Array, first: Array, worth: Array
 ) -> tuple[Array, Array]:
-    """The inverse root by Newton steps from a first one, and whether it is accurate; for a batch.
+    """The inverse root Y of AᵀA in a basis V by Newton steps from a first one, and whether it is accurate.
 
-    `turned` is A V. The steps for E = I − (A V Y)ᵀ(A V Y) divide E_ij by s_i + s_j (§9). V and s may be off:
-    with r = 2 ‖diag(s) Y − I‖ a step leaves ‖E‖ (r + ‖E‖) of ‖E‖ at most, to first order. Y is accurate where
-    that is rounding behind the last step. What is not `kept` of the basis is zero in Y. Members that are not
-    `worth` it get no more than the last step.
+    For a batch; `turned` is A V. The steps for E = I − (A V Y)ᵀ(A V Y) divide E_ij by s_i + s_j (§9). V and s
+    may be off: with r = 2 ‖diag(s) Y − I‖ a step leaves ‖E‖ (r + ‖E‖) of ‖E‖ at most, to first order. Y is
+    accurate where that is rounding behind the last step. What is not `kept` of the basis is zero in Y.
+    Members that are not `worth` it get no more than the last step.
     """
     eps, size = float(jnp.finfo(turned.dtype).eps), turned.shape[-1]
     both = kept[..., :, None] & kept[..., None, :]
@@ -73,29 +66,29 @@ def _corrected_root(
     divided = jnp.where(both, 1 / jnp.where(both, sums, 1), 0)
     identity = _identities(size, turned) * kept[..., None, :]
 
-    def residual(root: _Root) -> tuple[Array, Array, Array]:
-        gram = root.isometry.mT @ root.isometry
+    def residual(inverse: Array) -> tuple[Array, Array, Array]:
+        isometry = turned @ inverse
+        gram = isometry.mT @ isometry
         error = identity - (gram + gram.mT) / 2  # Y stays symmetric to the last bit
         off = _norm(error)
-        stale = 2 * _norm(singular[..., :, None] * root.inverse - identity)
+        stale = 2 * _norm(singular[..., :, None] * inverse - identity)
         near = worth & (off <= FAR) & (stale <= 0.5)
         return error, near, near & (off * (stale + off) <= ROUNDINGS_PER_COLUMN * size * eps)
 
-    def again(carry: tuple[Array, _Root, Array, Array, Array]) -> Array:
+    def again(carry: tuple[Array, ...]) -> Array:
         made, _, _, near, accurate = carry
         return (made < CORRECTIONS) & jnp.any(near & ~accurate)
 
-    def correct(carry: tuple[Array, _Root, Array, Array, Array]) -> tuple[Array, _Root, Array, Array, Array]:
-        made, root, error, near, accurate = carry
-        inverse = root.inverse + error * divided
-        better = _Root(inverse, turned @ inverse)
+    def correct(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        made, inverse, error, near, accurate = carry
+        better = inverse + error * divided
         # A member that is done stays as it is, however many others need more.
-        kept_as_is = (root, error, near, accurate)
+        kept_as_is = (inverse, error, near, accurate)
         return (made + 1, *select_members(accurate | ~near, kept_as_is, (better, *residual(better))))
 
     start = (jnp.zeros((), jnp.int32), first, *residual(first))
-    _, root, error, _, accurate = lax.while_loop(again, correct, start)
-    return root.inverse + error * divided, accurate
+    _, inverse, error, _, accurate = lax.while_loop(again, correct, start)
+    return inverse + error * divided, accurate
 
 
 # --- the polar factor -----------------------------------------------------------------------------
@@ -161,9 +154,8 @@ def _by_one_step(turned: Array, singular: Array) -> tuple[tuple[Array, Array], A
 
 def _by_steps(turned: Array, singular: Array) -> tuple[Array, Array]:
     """The same by as many steps as it takes, and whether it is accurate then."""
-    first = _Root(_diagonal(1 / singular), turned / singular[..., None, :])
-    everything = jnp.ones(singular.shape, bool)
-    inverse, accurate = _corrected_root(turned, singular, everything, first, jnp.any(everything, axis=-1))
+    everything, worth = jnp.ones(singular.shape, bool), jnp.ones(singular.shape[:-1], bool)
+    inverse, accurate = _corrected_root(turned, singular, everything, _diagonal(1 / singular), worth)
     return turned @ inverse, accurate
 
 
@@ -335,8 +327,7 @@ def _corrected(matrix: Array, roots: Array, *track: Array) -> tuple[tuple[Array,
     rounding = ROUNDINGS * float(jnp.finfo(matrix.dtype).eps)
     tells = jnp.minimum(rounding * lowest, rank_threshold(matrix.dtype) * largest)
     in_range = (largest <= largest_condition(matrix.dtype) * lowest) & (leaving <= tells)
-    guess = 2 * known.inverse - known.before
-    first = _Root(guess, turned @ guess)
+    first = 2 * known.inverse - known.before
     inverse, accurate = _corrected_root(turned, known.singular, kept, first, in_range)
     factor = turned[..., : matrix.shape[-2], :] @ (inverse @ known.vectors.mT)
     after = Track(known.vectors, known.singular, inverse, known.inverse)

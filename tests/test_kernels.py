@@ -149,9 +149,6 @@ def test_a_traced_perturbation_is_followed(shape, tau):
         assert anew == (tau == 0 and shape[1] < shape[0])
 
 
-# --- blocks of lanes ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", [(104, 13), (104, 14), (96, 2)])
 @pytest.mark.parametrize("automatic", ["tracked", "products", "exact"])
 @pytest.mark.parametrize("tau", [0.0, 0.1])
@@ -170,6 +167,9 @@ def test_thin_generators_are_followed_only_where_that_is_asked_for(shape, automa
         found, after, anew = auto.path.gradient(generator + 1e-6, target, known)
         np.testing.assert_allclose(found, auto.gradient(generator + 1e-6, target), atol=1e-12)
         assert jax.tree.structure(after) == jax.tree.structure(known) and not anew
+
+
+# --- blocks of lanes ------------------------------------------------------------------------------
 
 
 def test_lanes_in_blocks_are_as_alone(monkeypatch):
