@@ -361,9 +361,9 @@ def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> 
 
     `lane` holds the traced numbers of one lane. With b bytes a number, an n × k generator and P numbers in
     all layers, the state is P b for descent, and 3 k² b where it follows the gradient, n for k where n is
-    smaller or τ > 0; 6 P b for flows with their stages. The work is what XLA needs
-    meanwhile, an estimate from above of what it says of its programs: 3 states, b n (16 k + 4 ROWS) for
-    decompositions of the generator, with τ > 0 also 8 b n²: the gap then takes one that is n × n. On
+    smaller or τ > 0; 6 P b for flows with their stages. The work is what XLA needs meanwhile, an estimate
+    from above of what it says of its programs: 3 states, b n (16 k + 4 ROWS) for decompositions of the
+    generator, with τ > 0 also 20 b n²: the gap and some gradients take n × n ones then. On
     the host are 2 P b and 3 b n k for its start and end, and the records.
     """
 
@@ -380,7 +380,7 @@ def bytes_per_lane(static: Static, lane: Lane, precision: str, records: int) -> 
     size, rank = static.widths[-1], min(static.widths)
     work = size * (16 * rank + 4 * linalg.ROWS)
     if lane.loss.get("tau") is not None:
-        work += 8 * size**2
+        work += 20 * size**2
     held = _bytes((lanes, weights, state))
     moved = 3 * _bytes(state) + work * np.dtype(precision).itemsize
     ends = _bytes((weights, shaped((size, static.widths[0])), known, final))

@@ -256,17 +256,23 @@ def test_decompositions_of_many_batches_side_by_side_never_wait_for_each_other()
 
 @pytest.mark.parametrize("dynamics", ["gradient_descent", "gradient_flow", "end_to_end_flow"])
 @pytest.mark.parametrize(
-    ("size", "rank", "hidden", "tau"),
-    [(300, 8, 300, 0.0), (300, 60, 60, 0.0), (300, 8, 8, 0.1), (600, 8, 8, 0.0)],
+    ("size", "rank", "hidden", "tau", "kernel"),
+    [
+        (300, 8, 300, 0.0, "auto"),
+        (300, 60, 60, 0.0, "auto"),
+        (300, 8, 8, 0.1, "auto"),
+        (600, 8, 8, 0.0, "auto"),
+        (200, 60, 60, 0.1, "products"),
+    ],
 )
-def test_the_estimate_of_memory_covers_what_the_compiler_says(dynamics, size, rank, hidden, tau):
+def test_the_estimate_of_memory_covers_what_the_compiler_says(dynamics, size, rank, hidden, tau, kernel):
     options = {"step_size": 0.01, "steps": 10} if dynamics == "gradient_descent" else {"end_time": 1.0}
     config = job(
         target={"name": "geometric", "dimension": size, "condition_number": 10.0},
         network={"depth": 3, "bottleneck": rank, "hidden_width": hidden},
         initialization={"name": "xavier_normal", "balanced": dynamics == "end_to_end_flow"},
         dynamics={"name": dynamics, **options},
-        loss={"name": "bures_wasserstein", "tau": tau},
+        loss={"name": "bures_wasserstein", "tau": tau, "kernel": kernel},
     )
     problem = simulate.prepare(config)
     estimate = lanes.bytes_per_lane(problem.static, problem.lane, "float64", 1)

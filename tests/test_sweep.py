@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import job
 
-from bwdln import lanes, losses, program, results, simulate, sweep
+from bwdln import lanes, program, results, simulate, sweep
 from bwdln.collection import Collection
 from bwdln.config import Sweep
 from bwdln.dynamics import integrate
@@ -129,8 +129,7 @@ def test_batches_of_any_size_give_the_same(lanes_per_batch, lanes_run):
 
 def test_batches_of_one_program_share_what_is_compiled(monkeypatch):
     """The last batch is shorter, and on an accelerator all lanes of a batch go together."""
-    configs = by_tau(0.1, 0.2, 0.3, 0.4, 0.5)
-    monkeypatch.setattr(losses, "automatic_kernel", lambda: "tracked")
+    configs = [tiny(loss=BURES | {"tau": tau, "kernel": "tracked"}) for tau in (0.1, 0.2, 0.3, 0.4, 0.5)]
     alone = [simulate.run(config) for config in configs]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     options = Sweep(lanes_per_batch=4)
