@@ -143,12 +143,19 @@ def bures_wasserstein(tau: float = 0.0, *, kernel: Kernel = "auto") -> Loss:
     plain = isinstance(tau, int | float | np.number)
     check(not plain or (tau >= 0 and np.isfinite(tau)), "tau", tau, "a finite number from 0")
 
-    automatic, kernel = kernel == "auto", automatic_kernel() if kernel == "auto" else kernel
+    automatic = kernel == "auto"
+    kernel = automatic_kernel() if automatic else kernel
     check(kernel in ("exact", "tracked", "products"), "kernel", kernel, "auto, exact, tracked or products")
     by_products = kernel == "products"
+    unperturbed = plain and tau == 0
+    # Of thin generators, whose gradients are faster anywhere than along a path.
+    thin_stand_alone = not unperturbed or (automatic and kernel == "tracked")
 
     def shift(like: Array) -> Array | None:
-        return None if plain and tau == 0 else jnp.asarray(tau, like.dtype)
+        return None if unperturbed else jnp.asarray(tau, like.dtype)
+
+    def stands_alone(generator: EndToEnd) -> bool:
+        return thin_stand_alone and polar.is_thin(*generator.shape)
 
     def value(generator: EndToEnd, target: Target) -> Scalar:
         return _bures_value(target.to_eigenbasis(generator), target.eigenvalues, shift(generator))
@@ -157,11 +164,6 @@ def bures_wasserstein(tau: float = 0.0, *, kernel: Kernel = "auto") -> Loss:
         modes = target.to_eigenbasis(generator)
         found = _bures_gradient(modes, target.eigenvalues, shift(generator), by_products)
         return target.from_eigenbasis(found)
-
-    def stands_alone(generator: EndToEnd) -> bool:
-        """Whether its gradient is computed as anywhere, because that is faster than along a path."""
-        chosen = automatic and kernel == "tracked"
-        return polar.is_thin(*generator.shape) and (chosen or shift(generator) is not None)
 
     def start(generator: EndToEnd, target: Target) -> Any:
         if by_products or stands_alone(generator):

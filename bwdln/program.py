@@ -164,10 +164,10 @@ def _program(static: Static, devices: tuple[jax.Device, ...], one_by_one: bool) 
     def go_all(lanes: Lane, states: State, until: Array, attempts: Array) -> State:
         """Attempts at steps: of all lanes at a time, of blocks of them, or of each lane for itself."""
 
-        def attempting(move: Callable[..., State], moves: Callable[..., Array]) -> Callable[..., State]:
+        def attempting(move: Callable[..., State], goes_on: Callable[..., Array]) -> Callable[..., State]:
             return lambda lanes, states, until: integrate.advance(
                 lambda states: move(lanes, states, until),
-                lambda states: moves(lanes, states, until),
+                lambda states: goes_on(lanes, states, until),
                 states,
                 attempts,
             )
